@@ -1,0 +1,3 @@
+//! The `anchorhold` command.
+#![forbid(unsafe_code)]
+fn main() {}

@@ -1,0 +1,1 @@
+//! One sealed room of namespaces: described, planned, entered, proved.
