@@ -1,0 +1,150 @@
+//! `anchorhold run`: a command in a room.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anchorhold_sandbox::launcher::{Fault, Options, Sink, Stream};
+use anchorhold_sandbox::outcome::{End, exit_status};
+use anchorhold_sandbox::{Error, Host, Launcher, Outcome, Plan};
+use clap::Args;
+
+use super::room_options::RoomOptions;
+use super::{Subcommand, command, complain, exit_code, options};
+
+pub const SUBCOMMAND: Subcommand =
+    Subcommand { name: "run", command: || command::<RunOptions>("run", "Run a command in a sealed room"), run };
+
+#[derive(Debug, Args)]
+struct RunOptions {
+    #[command(flatten)]
+    room: RoomOptions,
+
+    /// Write the seal, what the kernel showed of each layer, to this file as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    seal: Option<PathBuf>,
+
+    /// Write how the room ended and what it used to this file as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    result: Option<PathBuf>,
+
+    /// Print where the time of making the room went
+    #[arg(long, help_heading = "Reports")]
+    timing: bool,
+
+    /// Make a step of the plan fail, to see that the command then never starts [STEP:ERRNO]
+    #[arg(long, value_name = "FAULT", hide = true, value_parser = fault)]
+    inject_fault: Option<Fault>,
+}
+
+fn fault(text: &str) -> Result<Fault, String> {
+    let wrong = || "write STEP:ERRNO, for example 12:28".to_owned();
+    let (step, errno) = text.split_once(':').ok_or_else(wrong)?;
+    let step = step.parse().map_err(|_| wrong())?;
+    let errno = anchorhold_sandbox::error::errno_from_number(errno.parse().map_err(|_| wrong())?);
+    Ok(Fault { step, errno })
+}
+
+/// The payload's streams on our own.
+struct OwnStreams;
+
+impl Sink for OwnStreams {
+    fn output(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
+        let done = match stream {
+            Stream::Output => {
+                let mut out = io::stdout().lock();
+                out.write_all(bytes).and_then(|()| out.flush())
+            }
+            Stream::Error => io::stderr().lock().write_all(bytes),
+        };
+        match done {
+            // Whoever read it has gone: the command is not to blame, and what it writes from now on has no reader.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(error),
+            other => other,
+        }
+    }
+}
+
+fn run(matches: &clap::ArgMatches) -> ExitCode {
+    let options: RunOptions = options(matches);
+    let started = std::time::Instant::now();
+    let room = match options.room.room() {
+        Ok(room) => room,
+        Err(why) => {
+            complain(why);
+            return exit_code(exit_status::NOT_STARTED);
+        }
+    };
+    let host = Host::probe(options.room.wanted(&room));
+    let plan = match Plan::compile(&room, &host) {
+        Ok(plan) => plan,
+        Err(refusal) => {
+            complain(refusal);
+            return exit_code(exit_status::NOT_STARTED);
+        }
+    };
+    for layer in &room.without {
+        complain(format_args!("warning: without {layer}: open is {}", layer.left_open()));
+    }
+    for weakening in &plan.weakenings {
+        complain(format_args!("warning: {} is weaker: {}", weakening.layer, weakening.what));
+    }
+    let planned = started.elapsed();
+    let launcher = Launcher::new(&plan, Options { timing: options.timing, fault: options.inject_fault });
+    let outcome = match launcher.run(&mut OwnStreams) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            complain(&error);
+            return exit_code(status_of(&error));
+        }
+    };
+    if options.timing {
+        eprintln!("{:>9} µs  options, host, plan", planned.as_micros());
+        for timing in &outcome.timings {
+            eprintln!("{:>9} µs  {}", timing.microseconds, timing.what);
+        }
+    }
+    explain_end(&outcome, &plan);
+    for (file, report) in [
+        (&options.seal, serde_json::to_string_pretty(&outcome.seal)),
+        (&options.result, serde_json::to_string_pretty(&outcome)),
+    ] {
+        if let Some(file) = file
+            && let Err(error) = report.map_err(io::Error::other).and_then(|text| write_report(file, &text))
+        {
+            complain(format_args!("cannot write {}: {error}", file.display()));
+            return exit_code(exit_status::NOT_STARTED);
+        }
+    }
+    exit_code(outcome.end.exit_status())
+}
+
+fn write_report(file: &Path, text: &str) -> io::Result<()> {
+    std::fs::write(file, format!("{text}\n"))
+}
+
+/// One line for an end that is not the command's own doing.
+fn explain_end(outcome: &Outcome, plan: &Plan) {
+    let limits = &plan.room.limits;
+    match (outcome.end, limits.time, limits.silence, limits.output, limits.memory) {
+        (End::Time, Some(limit), ..) => complain(format_args!("the command was ended: it ran longer than {limit}")),
+        (End::Silence, _, Some(limit), ..) => {
+            complain(format_args!("the command was ended: it wrote nothing for {limit}"));
+        }
+        (End::Output, _, _, Some(limit), _) => {
+            complain(format_args!("the command was ended: it wrote more than {limit}"));
+        }
+        (End::Memory, _, _, _, Some(limit)) => {
+            complain(format_args!("the command was ended: the room used more memory than {limit}"));
+        }
+        _ => {}
+    }
+}
+
+fn status_of(error: &Error) -> i32 {
+    match error {
+        Error::Exec { errno, .. } if *errno as i32 == 2 => exit_status::NOT_FOUND,
+        Error::Exec { .. } => exit_status::NOT_EXECUTABLE,
+        _ => exit_status::NOT_STARTED,
+    }
+}

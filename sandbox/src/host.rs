@@ -1,0 +1,159 @@
+//! What this kernel and this user may do, asked once.
+
+use std::fs;
+use std::path::Path;
+
+use crate::ids::{Pool, Subordinate};
+use crate::sys;
+
+/// The facts that a plan depends on. Plain data: a test can make one up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Effective uid, in the user namespace that we live in.
+    pub uid: u32,
+    /// Effective gid.
+    pub gid: u32,
+    /// Whether we have CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN.
+    pub privileged: bool,
+    /// `uname -r`.
+    pub release: String,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// Version of Landlock's interface, 0 for none.
+    pub landlock: u32,
+    /// Whether there is mount_setattr(2) (Linux 5.12).
+    pub mount_setattr: bool,
+    /// Why no user namespace can be made, and what to do about it.
+    pub no_user_namespaces: Option<(String, String)>,
+    /// Why no new procfs can be mounted, and what to do about it.
+    pub masked_proc: Option<(String, String)>,
+    /// Hard limit of open files, `None` for unlimited.
+    pub open_files_hard: Option<u64>,
+    /// `/dev/kvm`, or why it is unusable and what to do about it.
+    pub kvm: Result<Kvm, (String, String)>,
+    /// The caller's subordinate ids, or why there are none. Asked only when a range is wanted.
+    pub subordinate: Result<Subordinate, String>,
+    /// Where root's rooms get ids from, or why there are none.
+    pub ids: Result<Pool, String>,
+}
+
+/// A usable `/dev/kvm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kvm {
+    /// The group that an unprivileged process needs to open it; `None` when everybody may.
+    pub group_needed: Option<u32>,
+}
+
+/// What is asked beyond the cheap facts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// Whether `/dev/kvm` is of interest.
+    pub kvm: bool,
+    /// Whether a range of ids is of interest.
+    pub range: bool,
+}
+
+impl Host {
+    /// Asks the running system.
+    pub fn probe(wanted: Wanted) -> Self {
+        let uid = nix::unistd::geteuid().as_raw();
+        let gid = nix::unistd::getegid().as_raw();
+        let uname = nix::sys::utsname::uname();
+        let privileged = uid == 0 && has_capabilities();
+        Self {
+            uid,
+            gid,
+            privileged,
+            release: uname.map(|uname| uname.release().to_string_lossy().into_owned()).unwrap_or_default(),
+            memory: memory(),
+            landlock: sys::landlock::version(),
+            mount_setattr: sys::mount::has_mount_setattr(),
+            no_user_namespaces: no_user_namespaces(privileged),
+            masked_proc: masked_proc(),
+            open_files_hard: sys::process::get_rlimit(libc::RLIMIT_NOFILE).ok().and_then(|(_, hard)| hard),
+            kvm: if wanted.kvm { crate::kvm::probe(privileged) } else { Err(("not asked".into(), String::new())) },
+            subordinate: if wanted.range && !privileged {
+                let user = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
+                Subordinate::find(user.as_deref().unwrap_or_default(), uid)
+            } else {
+                Err("not asked".to_owned())
+            },
+            ids: if privileged {
+                fs::read_to_string("/proc/self/uid_map")
+                    .map_err(|error| format!("/proc/self/uid_map: {error}"))
+                    .and_then(|map| Pool::from_uid_map(&map, &run_directory().join("ids")))
+            } else {
+                Err("not asked".to_owned())
+            },
+        }
+    }
+}
+
+/// Where locks and other things that end with a boot are kept by root.
+pub fn run_directory() -> &'static Path {
+    Path::new("/run/anchorhold")
+}
+
+fn has_capabilities() -> bool {
+    use caps::{CapSet, Capability};
+    caps::read(None, CapSet::Effective).is_ok_and(|held| {
+        [Capability::CAP_SETUID, Capability::CAP_SETGID, Capability::CAP_SYS_ADMIN].iter().all(|one| held.contains(one))
+    })
+}
+
+fn memory() -> u64 {
+    // sysconf answers from sysinfo(2); no file is opened.
+    let value = |name| nix::unistd::sysconf(name).ok().flatten().unwrap_or(0) as u64;
+    value(nix::unistd::SysconfVar::_PHYS_PAGES) * value(nix::unistd::SysconfVar::PAGE_SIZE)
+}
+
+fn no_user_namespaces(privileged: bool) -> Option<(String, String)> {
+    let read = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    if read("/proc/sys/user/max_user_namespaces") == Some(0) {
+        return Some((
+            "user.max_user_namespaces is 0".into(),
+            "set it to a few thousand: sysctl -w user.max_user_namespaces=15000".into(),
+        ));
+    }
+    // The two knobs of distributions speak of unprivileged processes only.
+    if !privileged && read("/proc/sys/kernel/unprivileged_userns_clone") == Some(0) {
+        return Some((
+            "kernel.unprivileged_userns_clone is 0".into(),
+            "sysctl -w kernel.unprivileged_userns_clone=1, or start anchorhold as root".into(),
+        ));
+    }
+    None
+}
+
+/// A new procfs may be mounted only where the visible one is whole. Anything mounted over a part of /proc, but for
+/// the automount point that is always there, spoils it.
+fn masked_proc() -> Option<(String, String)> {
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    masked_proc_in(&table)
+}
+
+fn masked_proc_in(table: &str) -> Option<(String, String)> {
+    let point = |line: &'_ str| line.split(' ').nth(4).map(str::to_owned);
+    let fix = "run anchorhold outside the container, give the container an unmasked /proc (podman: --security-opt unmask=ALL; docker: \
+               --security-opt systempaths=unconfined), or ask for the weaker tier: --proc processes-only";
+    let points: Vec<String> = table.lines().filter_map(point).collect();
+    if !points.iter().any(|point| point == "/proc") {
+        return Some(("no /proc is mounted here".into(), "mount one".into()));
+    }
+    let mask = points.iter().find(|point| point.starts_with("/proc/") && *point != "/proc/sys/fs/binfmt_misc")?;
+    Some((format!("the visible /proc is masked: something is mounted on {mask}"), fix.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_masks_proc_is_noticed() {
+        let bare = "22 27 0:21 / /proc rw,relatime - proc proc rw\n23 22 0:30 / /proc/sys/fs/binfmt_misc rw - autofs systemd-1 rw\n";
+        assert_eq!(masked_proc_in(bare), None);
+        let masked = format!("{bare}24 22 0:31 / /proc/kcore rw,nosuid - tmpfs tmpfs rw\n");
+        assert!(masked_proc_in(&masked).unwrap().0.contains("/proc/kcore"));
+        assert!(masked_proc_in("1 0 8:1 / / rw - ext4 /dev/sda rw\n").is_some());
+    }
+}

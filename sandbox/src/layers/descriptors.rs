@@ -1,0 +1,126 @@
+//! Descriptors 0, 1 and 2 and no other; a session of its own; no controlling terminal, or one that was made for the room.
+
+use std::fmt;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use serde::Serialize;
+
+use super::Layer;
+use crate::error::Refusal;
+use crate::host::Host;
+use crate::plan::{Draft, Stage};
+use crate::room::{Output, Room, Stdin};
+use crate::seal::{Finding, View};
+use crate::site::{Outcome, Site};
+
+/// The steps.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// setsid(2).
+    NewSession,
+    /// Puts the standard streams in place.
+    Streams {
+        /// Standard input.
+        stdin: Stdin,
+        /// Standard output and error.
+        output: Output,
+    },
+    /// `TIOCSCTTY` on the room's own pseudo-terminal.
+    ControllingTerminal,
+    /// Every descriptor above 2 is closed by exec.
+    CloseOthers,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NewSession => f.write_str("start a new session, without a controlling terminal"),
+            Self::Streams { stdin, output } => {
+                let stdin = match (stdin, output) {
+                    (_, Output::Terminal) => "the room's own terminal",
+                    (Stdin::Null, _) => "/dev/null",
+                    (Stdin::Inherit, _) => "the caller's standard input",
+                };
+                let output = match output {
+                    Output::Pipe => "pipes to the supervisor",
+                    Output::Terminal => "the room's own terminal",
+                    Output::Inherit => "the caller's own",
+                };
+                write!(f, "set standard input to {stdin}, standard output and error to {output}")
+            }
+            Self::ControllingTerminal => f.write_str("make the room's own terminal the controlling one"),
+            Self::CloseOthers => f.write_str("have every descriptor above 2 closed by exec"),
+        }
+    }
+}
+
+pub(super) fn plan(room: &Room, _: &Host, draft: &mut Draft) -> Result<(), Refusal> {
+    let process = &room.process;
+    if process.output == Output::Terminal && process.stdin == Stdin::Inherit {
+        return Err(Refusal::new(
+            Layer::Descriptors,
+            "the caller's standard input beside a terminal of its own",
+            "the room's terminal is its standard input",
+            "leave out one of them",
+        ));
+    }
+    let whole = room.has(Layer::Descriptors);
+    if whole {
+        draft.add(Stage::Session, Action::NewSession);
+    }
+    draft.add(Stage::Session, Action::Streams { stdin: process.stdin, output: process.output });
+    if process.output == Output::Terminal {
+        draft.add(Stage::Session, Action::ControllingTerminal);
+    }
+    if whole {
+        draft.add(Stage::Descriptors, Action::CloseOthers);
+    }
+    Ok(())
+}
+
+pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
+    match action {
+        Action::NewSession => match site.sys.new_session() {
+            // The room's first process is never a group leader when it is forked; if it were, it would lead a session already.
+            Ok(()) | Err(Errno::EPERM) => {}
+            Err(errno) => return Err(errno.into()),
+        },
+        Action::Streams { .. } => {
+            for (number, stream) in [
+                (0, site.streams.stdin.take()),
+                (1, site.streams.stdout.take()),
+                (2, site.streams.stderr.take()),
+            ] {
+                if let Some(stream) = stream {
+                    site.sys.set_standard_stream(stream.as_fd(), number)?;
+                }
+            }
+        }
+        Action::ControllingTerminal => site.sys.set_controlling_terminal()?,
+        Action::CloseOthers => site.sys.close_on_exec_from(3)?,
+    }
+    Ok(())
+}
+
+pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
+    let mut finding = Finding::new();
+    match view.stat_field(6) {
+        // Field 6 is the session: seen from outside it is the first process's own id.
+        Some(session) if session == view.pid.to_string() => finding.fact("session", "own"),
+        Some(_) | None => finding.wrong("the room is not in a session of its own"),
+    }
+    match (view.stat_field(7).as_deref(), room.process.output) {
+        (Some("0"), Output::Pipe | Output::Inherit) => finding.fact("controlling-terminal", "none"),
+        (Some("0"), Output::Terminal) | (None, _) => finding.wrong("the room has no controlling terminal"),
+        (Some(_), Output::Terminal) => finding.fact("controlling-terminal", "own"),
+        (Some(_), _) => finding.wrong("the room has a controlling terminal"),
+    }
+    match view.open_after_exec() {
+        Ok(numbers) if numbers.iter().all(|number| *number <= 2) => finding.fact("open", format!("{numbers:?}")),
+        Ok(numbers) => finding.wrong(format!("descriptors {numbers:?} would stay open")),
+        Err(error) => finding.wrong(format!("/proc/PID/fd: {error}")),
+    }
+    finding
+}

@@ -1,0 +1,255 @@
+//! `/proc`: a procfs of the room's own processes, with what names or times the host covered, `/proc/sys` read-only.
+//!
+//! The files that cover others are made in the root tmpfs, in the directory on which procfs is then mounted: no path reaches
+//! them but the covers. Where a kernel does not have a file there is nothing to cover.
+
+use std::fmt;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use serde::Serialize;
+
+use super::Layer;
+use crate::error::Refusal;
+use crate::host::Host;
+use crate::plan::{Draft, Stage};
+use crate::room::{ProcSource, Profile, Room};
+use crate::seal::{Finding, View};
+use crate::site::{Outcome, Site, Trouble};
+use crate::sys::MountFlags;
+
+/// Files that leak the host's state, its addresses or its history, or act on it. They read as empty. proc(5); security-probes 3.2 and
+/// nix-sandbox H27 say who reads what there.
+pub const EMPTY_FILES: [&str; 30] = [
+    "allocinfo",
+    "buddyinfo",
+    "config.gz",
+    "consoles",
+    "diskstats",
+    "interrupts",
+    "iomem",
+    "ioports",
+    "kallsyms",
+    "kcore",
+    "key-users",
+    "keys",
+    "kmsg",
+    "kpagecgroup",
+    "kpagecount",
+    "kpageflags",
+    "latency_stats",
+    "locks",
+    "mdstat",
+    "modules",
+    "pagetypeinfo",
+    "partitions",
+    "sched_debug",
+    "slabinfo",
+    "softirqs",
+    "swaps",
+    "sysrq-trigger",
+    "timer_list",
+    "vmallocinfo",
+    "zoneinfo",
+];
+
+/// Directories that name the host's hardware and drivers. They read as empty.
+pub const EMPTY_DIRECTORIES: [&str; 10] =
+    ["acpi", "asound", "bus", "driver", "dynamic_debug", "fs", "irq", "pressure", "scsi", "tty"];
+
+/// Files that builds may read and that differ between two boots of one host.
+fn stand_ins(host: &Host) -> [(&'static str, String); 5] {
+    [
+        // A valid version 4 UUID, as its readers expect one.
+        ("sys/kernel/random/boot_id", "00000000-0000-4000-8000-000000000000\n".into()),
+        ("cmdline", "\n".into()),
+        ("uptime", "1.00 1.00\n".into()),
+        ("loadavg", "0.00 0.00 0.00 1/1 1\n".into()),
+        // uname(2) tells the release anyway; who built the kernel, when and with what is left out.
+        ("version", format!("Linux version {} (room@localhost) #1 SMP\n", host.release)),
+    ]
+}
+
+/// A pristine procfs for what runs in a nested room, see [`Action::Pristine`].
+const PRISTINE: &str = "/.nested-proc";
+
+/// The steps.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// The files that will cover others.
+    Covers {
+        /// Name in `/proc`, content.
+        stand_ins: Vec<(String, String)>,
+    },
+    /// A new procfs on `/proc`.
+    Mount {
+        /// Processes only.
+        subset: bool,
+    },
+    /// A second, uncovered procfs: the kernel lets a nested user namespace mount a fresh procfs only where an uncovered one
+    /// is in sight. It shows what that fresh one would.
+    Pristine,
+    /// Covers with an empty file.
+    HideFiles(Vec<&'static str>),
+    /// Covers with an empty directory.
+    HideDirectories(Vec<&'static str>),
+    /// `/proc/sys` read-only.
+    ReadOnlySys,
+    /// Covers with a stand-in.
+    StandIn {
+        /// Name in `/proc`.
+        name: String,
+        /// Number of its cover.
+        number: usize,
+    },
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Covers { .. } => f.write_str("make the files that cover others in /proc"),
+            Self::Mount { subset: false } => f.write_str("mount a new procfs at /proc"),
+            Self::Mount { subset: true } => f.write_str("mount a new procfs that shows processes only at /proc"),
+            Self::Pristine => write!(f, "mount an uncovered procfs at {PRISTINE}, so that nested rooms may mount one"),
+            Self::HideFiles(names) => write!(f, "cover with an empty file, where present: /proc/{{{}}}", names.join(",")),
+            Self::HideDirectories(names) => {
+                write!(f, "cover with an empty directory, where present: /proc/{{{}}}", names.join(","))
+            }
+            Self::ReadOnlySys => f.write_str("make /proc/sys read-only"),
+            Self::StandIn { name, .. } => write!(f, "put the same text on every host over /proc/{name}"),
+        }
+    }
+}
+
+pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Refusal> {
+    let subset = room.proc.source == ProcSource::ProcessesOnly;
+    if let (Some((why, fix)), false) = (&host.masked_proc, subset) {
+        return Err(Refusal::new(Layer::Proc, "a new procfs", why, fix));
+    }
+    if !room.has(Layer::Namespaces) {
+        // Without a pid namespace of its own the room would be shown the host's processes; procfs belongs to that namespace.
+        draft.add(Stage::Proc, super::root::Action::Bind {
+            source: super::root::Source::Path("/proc".into()),
+            outside: "/proc".into(),
+            inside: "/proc".into(),
+            flags: MountFlags::NO_EXEC,
+            optional: false,
+        });
+        return Ok(());
+    }
+    let covered = room.has(Layer::Proc) && !subset;
+    let stand_ins = stand_ins(host);
+    if covered {
+        let texts = stand_ins.iter().map(|(name, text)| ((*name).to_owned(), text.clone())).collect();
+        draft.add(Stage::Proc, Action::Covers { stand_ins: texts });
+    }
+    draft.add(Stage::Proc, Action::Mount { subset });
+    if subset {
+        draft.weaken(Layer::Proc, "processes only: the container around us masks /proc");
+    }
+    if covered {
+        if room.profile == Profile::Nested {
+            draft.add(Stage::Proc, Action::Pristine);
+        }
+        draft.add(Stage::ProcCovers, Action::HideFiles(EMPTY_FILES.to_vec()));
+        draft.add(Stage::ProcCovers, Action::HideDirectories(EMPTY_DIRECTORIES.to_vec()));
+        // After the room's own sysctls are written, before anything of it runs.
+        draft.add(Stage::Seal, Action::ReadOnlySys);
+        for (number, (name, _)) in stand_ins.iter().enumerate() {
+            draft.add(Stage::Seal, Action::StandIn { name: (*name).to_owned(), number });
+        }
+    }
+    Ok(())
+}
+
+/// The name of a cover in the directory below `/proc`.
+fn cover_name(number: usize) -> PathBuf {
+    format!("/proc/stand-in-{number}").into()
+}
+
+pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
+    let proc = Path::new("/proc");
+    match action {
+        Action::Covers { stand_ins } => {
+            site.create_file(&proc.join("empty-file"), b"", 0o444)?;
+            site.make_directory(&proc.join("empty-directory"))?;
+            for (number, (_, text)) in stand_ins.iter().enumerate() {
+                site.create_file(&cover_name(number), text.as_bytes(), 0o444)?;
+            }
+            // Procfs is about to be mounted over these names; this directory is what is left of them.
+            let mut names = vec!["empty-file".to_owned(), "empty-directory".to_owned()];
+            names.extend((0..stand_ins.len()).map(|number| format!("stand-in-{number}")));
+            site.keep_covers(proc, &names.iter().map(String::as_str).collect::<Vec<_>>())?;
+        }
+        Action::Mount { subset } => {
+            let options: &[_] = if *subset { &[("subset", "pid")] } else { &[] };
+            let mount = site.sys.new_filesystem("proc", options, MountFlags::NO_EXEC).map_err(|errno| match errno {
+                Errno::EPERM => Trouble::new(
+                    errno,
+                    "the kernel refuses a new procfs where the visible one is masked, as in most containers",
+                ),
+                errno => errno.into(),
+            })?;
+            site.attach(mount.as_fd(), proc, true)?;
+        }
+        Action::Pristine => {
+            let mount = site.sys.new_filesystem("proc", &[], MountFlags::NO_EXEC)?;
+            site.attach(mount.as_fd(), Path::new(PRISTINE), true)?;
+        }
+        Action::HideFiles(names) => {
+            for name in names {
+                site.cover(proc, name, "empty-file")?;
+            }
+        }
+        Action::HideDirectories(names) => {
+            for name in names {
+                site.cover(proc, name, "empty-directory")?;
+            }
+        }
+        Action::ReadOnlySys => {
+            let path = proc.join("sys");
+            let tree = site.clone_room_path(&path)?;
+            site.sys.mount_setattr(tree.as_fd(), MountFlags::SEALED, None, false)?;
+            site.attach(tree.as_fd(), &path, true)?;
+        }
+        Action::StandIn { name, number } => {
+            site.cover(proc, name, &format!("stand-in-{number}"))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
+    let mut finding = Finding::new();
+    let mut covers = 0;
+    let mut sys = false;
+    for mount in view.mounts.iter().filter(|mount| mount.point.starts_with("/proc")) {
+        for need in ["nosuid", "nodev", "noexec"] {
+            if !mount.has(need) {
+                finding.wrong(format!("{} is without {need}", mount.point));
+            }
+        }
+        match mount.point.as_str() {
+            "/proc" if mount.kind != "proc" => finding.wrong(format!("/proc is a {}", mount.kind)),
+            "/proc" => {}
+            point => {
+                if !mount.has("ro") {
+                    finding.wrong(format!("{point} is writable"));
+                }
+                sys |= point == "/proc/sys" && mount.kind == "proc";
+                covers += 1;
+            }
+        }
+    }
+    if room.proc.source == ProcSource::ProcessesOnly {
+        finding.fact("tier", "processes only");
+        return finding;
+    }
+    if !sys {
+        finding.wrong("/proc/sys is not read-only");
+    }
+    finding.fact("covers", covers.to_string());
+    finding
+}

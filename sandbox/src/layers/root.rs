@@ -1,0 +1,328 @@
+//! The tree: a small read-only tmpfs as the root, and in it exactly what the room was given, each mount with its restrictions.
+//!
+//! Trees of the host are cloned detached (open_tree(2)), restricted while nobody can reach them (mount_setattr(2)), and only then attached
+//! (move_mount(2)): there is no moment at which a mount is visible with less than its restrictions.
+
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::SFlag;
+use serde::Serialize;
+
+use super::Layer;
+use crate::error::Refusal;
+use crate::host::Host;
+use crate::plan::{Draft, Stage};
+use crate::room::{Entry, Room};
+use crate::seal::{Finding, View};
+use crate::site::{Outcome, Site, Trouble, check_room_path};
+use crate::sys::{MountFlags, Propagation};
+
+/// Where a bind's tree comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// Opened now, with the ids of the room: the caller's own.
+    Path(PathBuf),
+    /// Opened before the caller's ids were given up; the number in the plan's list of sources.
+    Opened(usize),
+}
+
+/// The steps.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// A detached clone of a host path, taken while the caller's ids are still held.
+    Open {
+        /// Where it is kept.
+        number: usize,
+        /// The host's path.
+        path: PathBuf,
+        /// Whether it may be missing.
+        optional: bool,
+    },
+    /// The tmpfs that becomes the root.
+    NewRoot {
+        /// Its bound in bytes.
+        size: u64,
+    },
+    /// A tree of the host.
+    Bind {
+        /// Where from.
+        source: Source,
+        /// The host's path, for messages.
+        outside: PathBuf,
+        /// Where to.
+        inside: PathBuf,
+        /// Restrictions of it and of all below.
+        flags: MountFlags,
+        /// Whether it may be missing.
+        optional: bool,
+    },
+    /// A new tmpfs.
+    Tmpfs {
+        /// Where to.
+        inside: PathBuf,
+        /// Its bound in bytes.
+        size: u64,
+        /// The mode of its top directory.
+        mode: u32,
+        /// Its restrictions.
+        flags: MountFlags,
+    },
+    /// A directory.
+    Directory(PathBuf),
+    /// A generated file.
+    File {
+        /// Where to.
+        inside: PathBuf,
+        /// What is in it.
+        text: String,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// Where to.
+        inside: PathBuf,
+        /// What it says.
+        target: PathBuf,
+    },
+    /// Makes the root tmpfs itself read-only.
+    SealRoot,
+    /// pivot_root(2).
+    Pivot,
+    /// Unmounts the old root.
+    DetachOldRoot,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open { path, optional, .. } => {
+                write!(f, "open {} as a detached tree{}", path.display(), if *optional { ", if it is there" } else { "" })
+            }
+            Self::NewRoot { size } => write!(f, "mount a tmpfs of {size} bytes as the new root"),
+            Self::Bind { outside, inside, flags, optional, .. } => {
+                write!(f, "bind {} at {} ({})", outside.display(), inside.display(), flags.words().join(","))?;
+                f.write_str(if *optional { ", if it is there" } else { "" })
+            }
+            Self::Tmpfs { inside, size, mode, flags } => {
+                write!(f, "mount a tmpfs of {size} bytes at {} (mode {mode:04o}, {})", inside.display(), flags.words().join(","))
+            }
+            Self::Directory(inside) => write!(f, "make the directory {}", inside.display()),
+            Self::File { inside, mode, .. } => write!(f, "write {} (mode {mode:04o})", inside.display()),
+            Self::Symlink { inside, target } => write!(f, "link {} -> {}", inside.display(), target.display()),
+            Self::SealRoot => f.write_str("make the root read-only"),
+            Self::Pivot => f.write_str("pivot_root into it"),
+            Self::DetachOldRoot => f.write_str("detach the old root"),
+        }
+    }
+}
+
+/// Places that the room makes itself; an entry there would undo a protection.
+const OWN_PLACES: [&str; 2] = ["/proc", "/dev"];
+
+pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Refusal> {
+    let refuse = |what: String, why: &str, fix: &str| Err(Refusal::new(Layer::Root, what, why, fix));
+    let mut entries: Vec<&Entry> = room.mounts.iter().collect();
+    // Outer before inner: a parent path sorts before what is below it.
+    entries.sort_by(|a, b| a.inside().cmp(b.inside()));
+    for entry in &entries {
+        let inside = entry.inside();
+        if let Err(why) = check_room_path(inside) {
+            return refuse(format!("mount point {inside:?}"), why, "correct the path");
+        }
+        if inside == Path::new("/") {
+            return refuse("a mount over /".into(), "it would cover the room itself", "mount below it");
+        }
+        if let Some(own) = OWN_PLACES.iter().find(|own| inside.starts_with(own)) {
+            return refuse(
+                format!("mount point {}", inside.display()),
+                &format!("{own} is made by the room and nothing can be put over it"),
+                "choose another place",
+            );
+        }
+        if inside == Path::new("/etc") && room.has(Layer::Etc) && !matches!(entry, Entry::Directory { .. }) {
+            return refuse(
+                "mount point /etc".into(),
+                "the generated /etc stands there",
+                "mount single files below it, or leave the layer out with --without etc",
+            );
+        }
+        if let Entry::Bind { outside: Some(outside), .. } = entry
+            && let Err(why) = check_room_path(outside)
+        {
+            return refuse(format!("source {outside:?}"), why, "give the absolute path");
+        }
+    }
+    if let Some(pair) = entries.windows(2).find(|pair| pair[0].inside() == pair[1].inside()) {
+        return refuse(
+            format!("{} twice", pair[0].inside().display()),
+            "one would cover the other",
+            "leave one of them out",
+        );
+    }
+
+    let restrict = |flags: MountFlags| if room.has(Layer::Root) { flags } else { MountFlags::default() };
+    draft.add(Stage::NewRoot, Action::NewRoot { size: room.root.size.bytes(host.memory) });
+    let mut opened = 0;
+    for entry in entries {
+        let step = match entry.clone() {
+            Entry::Bind { inside, outside, writable, optional, noexec } => {
+                let outside = outside.unwrap_or_else(|| inside.clone());
+                let source = if host.privileged {
+                    draft.add(Stage::OpenSources, Action::Open { number: opened, path: outside.clone(), optional });
+                    opened += 1;
+                    Source::Opened(opened - 1)
+                } else {
+                    Source::Path(outside.clone())
+                };
+                let flags = MountFlags { read_only: !writable, noexec, ..MountFlags::PLAIN };
+                Action::Bind { source, outside, inside, flags: restrict(flags), optional }
+            }
+            Entry::Tmpfs { inside, size, mode, noexec } => Action::Tmpfs {
+                inside,
+                size: size.bytes(host.memory),
+                mode,
+                flags: restrict(MountFlags { noexec, ..MountFlags::PLAIN }),
+            },
+            Entry::Directory { inside } => Action::Directory(inside),
+            Entry::File { inside, text, executable } => {
+                Action::File { inside, text, mode: if executable { 0o555 } else { 0o444 } }
+            }
+            Entry::Symlink { inside, target } => Action::Symlink { inside, target },
+        };
+        draft.add(Stage::Tree, step);
+    }
+    if room.has(Layer::Root) {
+        draft.add(Stage::Seal, Action::SealRoot);
+    }
+    draft.add(Stage::Pivot, Action::Pivot);
+    draft.add(Stage::Pivot, Action::DetachOldRoot);
+    Ok(())
+}
+
+pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
+    match action {
+        Action::Open { number, path, optional } => {
+            debug_assert_eq!(*number, site.sources.len(), "sources are opened in the plan's order");
+            let tree = open(site, path, *optional)?;
+            site.sources.push(tree);
+        }
+        Action::NewRoot { size } => {
+            let options = [("size", size.to_string()), ("mode", "0755".into()), ("nr_inodes", "65536".into())];
+            let options: Vec<_> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
+            let root = site.sys.new_filesystem("tmpfs", &options, MountFlags::PLAIN)?;
+            // Over the host's root: everything below is still reached from this process's root directory, which is the
+            // directory *under* the new mount, and nothing of the host can be in the way of the new one.
+            site.sys.move_mount(root.as_fd(), AT_FDCWD, Path::new("/"))?;
+            site.set_root(root);
+        }
+        Action::Bind { source, outside, inside, flags, optional } => {
+            let tree = match source {
+                Source::Path(path) => open(site, path, *optional)?,
+                Source::Opened(number) => site.sources.get_mut(*number).and_then(Option::take),
+            };
+            match tree {
+                Some(tree) => bind(site, &tree, outside, inside, *flags)?,
+                None if *optional => {}
+                None => return Err(Trouble::new(Errno::ENOENT, outside.display().to_string())),
+            }
+        }
+        Action::Tmpfs { inside, size, mode, flags } => {
+            let (size, mode) = (size.to_string(), format!("{mode:o}"));
+            let mount = site.sys.new_filesystem("tmpfs", &[("size", &size), ("mode", &mode)], *flags)?;
+            site.attach(mount.as_fd(), inside, true)?;
+        }
+        Action::Directory(inside) => site.make_directory(inside)?,
+        Action::File { inside, text, mode } => site.create_file(inside, text.as_bytes(), *mode)?,
+        Action::Symlink { inside, target } => site.make_symlink(inside, target)?,
+        Action::SealRoot => {
+            let root = site.root()?;
+            site.sys.mount_setattr(root.as_fd(), MountFlags::SEALED, None, false)?;
+        }
+        Action::Pivot => {
+            site.sys.fchdir(site.root()?.as_fd())?;
+            site.sys.pivot_root_here()?;
+        }
+        Action::DetachOldRoot => {
+            // After pivot_root(".", ".") the old root is mounted over the new one, and "." still means the old.
+            site.sys.detach_here()?;
+            site.sys.chdir(Path::new("/"))?;
+            site.close_tree();
+        }
+    }
+    Ok(())
+}
+
+fn open(site: &Site<'_>, path: &Path, optional: bool) -> Result<Option<OwnedFd>, Trouble> {
+    match site.sys.open_tree(AT_FDCWD, path, true) {
+        Ok(tree) => Ok(Some(tree)),
+        Err(Errno::ENOENT | Errno::ENOTDIR) if optional => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn bind(site: &mut Site<'_>, tree: &OwnedFd, outside: &Path, inside: &Path, flags: MountFlags) -> Outcome {
+    let kind = site.sys.file_type(tree.as_fd())?;
+    if kind == SFlag::S_IFLNK {
+        // A mount point cannot be a link; the link itself is what the host has there.
+        let target = site.sys.read_link(tree.as_fd())?;
+        return site.make_symlink(inside, Path::new(&target));
+    }
+    if matches!(kind, SFlag::S_IFBLK | SFlag::S_IFCHR) {
+        return Err(Trouble::new(Errno::EPERM, format!("{} is a device node", outside.display())));
+    }
+    // Private too: what is mounted on the host later must not appear in the room.
+    site.sys.mount_setattr(tree.as_fd(), flags, Some(Propagation::Private), true)?;
+    site.attach(tree.as_fd(), inside, kind == SFlag::S_IFDIR)
+}
+
+pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
+    let mut finding = Finding::new();
+    if view.mounts.is_empty() {
+        finding.wrong("the room has no mount table");
+    }
+    let writable = |point: &str| {
+        room.mounts.iter().any(|entry| match entry {
+            Entry::Bind { inside, writable, .. } => *writable && Path::new(point).starts_with(inside),
+            Entry::Tmpfs { inside, .. } => Path::new(point) == inside,
+            _ => false,
+        })
+    };
+    let mut read_only = 0;
+    for mount in view.mounts.iter() {
+        let point = mount.point.as_str();
+        if !mount.has("nosuid") {
+            finding.wrong(format!("{point} is without nosuid"));
+        }
+        if !mount.propagation.is_empty() {
+            finding.wrong(format!("{point} exchanges mount events with the host ({})", mount.propagation));
+        }
+        // `devices` and `proc` answer for what is below these two.
+        if OWN_PLACES.iter().any(|own| Path::new(point).starts_with(own)) {
+            continue;
+        }
+        if !mount.has("nodev") {
+            finding.wrong(format!("{point} is without nodev"));
+        }
+        match (mount.has("ro"), writable(point)) {
+            (true, _) => read_only += 1,
+            (false, true) => {}
+            (false, false) => finding.wrong(format!("{point} is writable")),
+        }
+    }
+    finding.fact("mounts", view.mounts.len().to_string());
+    finding.fact("read-only", read_only.to_string());
+    // In the order of mount ids, which is not that of the tree.
+    match view.mounts.iter().filter(|mount| mount.point == "/").collect::<Vec<_>>().as_slice() {
+        [root] if root.kind == "tmpfs" => finding.fact("root", "tmpfs"),
+        [root] => finding.wrong(format!("the root is {} ({})", root.source, root.kind)),
+        roots => finding.wrong(format!("{} mounts stand at /: the old root is still there", roots.len())),
+    }
+    finding
+}

@@ -1,0 +1,295 @@
+//! The seal: what the kernel itself says of the room, read from outside after set-up and before anything of the payload runs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+
+use nix::unistd::Pid;
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::layers::{self, Layer, namespaces::Kind};
+use crate::plan::{Plan, Weakening};
+use crate::room::Profile;
+use crate::site::Note;
+
+/// What one layer's reading back found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Finding {
+    facts: BTreeMap<String, String>,
+    wrong: Vec<String>,
+}
+
+impl Finding {
+    /// Nothing found yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Something as it should be, worth showing.
+    pub fn fact(&mut self, key: impl Into<String>, value: impl Into<String>) {
+        self.facts.insert(key.into(), value.into());
+    }
+
+    /// Something that is not as planned.
+    pub fn wrong(&mut self, what: impl Into<String>) {
+        self.wrong.push(what.into());
+    }
+
+    /// A fact that must have one value.
+    pub fn expect(&mut self, key: &str, found: Option<&str>, wanted: &str) {
+        match found {
+            Some(found) if found == wanted => self.fact(key, found),
+            Some(found) => self.wrong(format!("{key} is {found}, not {wanted}")),
+            None => self.wrong(format!("{key} is not shown")),
+        }
+    }
+}
+
+/// The state of a layer in a seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Read back and found as planned.
+    Verified,
+    /// Read back and found as planned, but the plan was less than the layer's full strength.
+    Weaker,
+    /// Left out by name.
+    LeftOut,
+}
+
+/// One layer's part of the seal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Sealed {
+    /// The layer.
+    pub layer: Layer,
+    /// Its state.
+    pub state: State,
+    /// What is open because of its state.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub open: Vec<String>,
+    /// What the kernel showed.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub facts: BTreeMap<String, String>,
+}
+
+/// The whole seal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Seal {
+    /// Version of this form.
+    pub version: u32,
+    /// The program and version that made the room.
+    pub made_by: &'static str,
+    /// `uname -r`.
+    pub kernel: String,
+    /// The room's profile.
+    pub profile: Profile,
+    /// The layers.
+    pub layers: Vec<Sealed>,
+}
+
+impl Seal {
+    /// Whether every layer is there at its full strength.
+    pub fn is_whole(&self) -> bool {
+        self.layers.iter().all(|sealed| sealed.state == State::Verified)
+    }
+}
+
+/// A line of `/proc/<pid>/mountinfo`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountLine {
+    /// Mount point, from the room's root.
+    pub point: String,
+    /// Per-mount options.
+    options: String,
+    /// `shared:N`, `master:N` and so on.
+    pub propagation: String,
+    /// File system type.
+    pub kind: String,
+    /// Source as the file system names it.
+    pub source: String,
+}
+
+impl MountLine {
+    /// Whether it has a per-mount option.
+    pub fn has(&self, option: &str) -> bool {
+        self.options.split(',').any(|one| one == option)
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        // 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+        let (left, right) = line.split_once(" - ")?;
+        let mut left = left.split(' ').skip(4);
+        let mut right = right.split(' ');
+        Some(Self {
+            point: left.next()?.to_owned(),
+            options: left.next()?.to_owned(),
+            propagation: left.collect::<Vec<_>>().join(" "),
+            kind: right.next()?.to_owned(),
+            source: right.next()?.to_owned(),
+        })
+    }
+
+    /// All lines of a mount table.
+    pub fn parse_all(table: &str) -> Vec<Self> {
+        table.lines().filter_map(Self::parse).collect()
+    }
+}
+
+/// The room's first process as the kernel shows it from outside, and what it reported of itself.
+pub struct View<'a> {
+    /// Its id, outside.
+    pub pid: Pid,
+    /// The mount table.
+    pub mounts: Vec<MountLine>,
+    /// The supervisor's own session keyring.
+    pub own_keyring: &'a str,
+    /// What shares of memory were computed from, in bytes.
+    pub memory: u64,
+    status: String,
+    stat: String,
+    notes: &'a [Note],
+    weakenings: &'a [Weakening],
+}
+
+impl<'a> View<'a> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When procfs does not show the process.
+    pub fn read_from_kernel(pid: Pid, plan: &'a Plan, notes: &'a [Note], own_keyring: &'a str) -> io::Result<Self> {
+        let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
+        Ok(Self {
+            pid,
+            mounts: MountLine::parse_all(&read("mountinfo")?),
+            own_keyring,
+            memory: plan.memory,
+            status: read("status")?,
+            stat: read("stat")?,
+            notes,
+            weakenings: &plan.weakenings,
+        })
+    }
+
+    /// A field of `/proc/<pid>/status`.
+    pub fn status(&self, key: &str) -> Option<&str> {
+        self.status.lines().find_map(|line| Some(line.strip_prefix(key)?.strip_prefix(':')?.trim()))
+    }
+
+    /// A field of `/proc/<pid>/stat`, counted from 1 as in proc(5).
+    pub fn stat_field(&self, number: usize) -> Option<String> {
+        let (_, rest) = self.stat.rsplit_once(") ")?;
+        rest.split_ascii_whitespace().nth(number.checked_sub(3)?).map(str::to_owned)
+    }
+
+    /// A file of `/proc/<pid>`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn read(&self, name: &str) -> io::Result<String> {
+        fs::read_to_string(format!("/proc/{}/{name}", self.pid))
+    }
+
+    /// The identity of a namespace of the room.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn namespace(&self, kind: Kind) -> io::Result<String> {
+        namespace_of(&self.pid.to_string(), kind)
+    }
+
+    /// The identity of the supervisor's own namespace.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn own_namespace(&self, kind: Kind) -> io::Result<String> {
+        namespace_of("self", kind)
+    }
+
+    /// What the room reported of itself.
+    pub fn note(&self, layer: Layer, key: &str) -> Option<&str> {
+        self.notes.iter().find(|note| note.layer == layer && note.key == key).map(|note| note.value.as_str())
+    }
+
+    /// Whether the plan said that a layer would be weaker.
+    pub fn weakened(&self, layer: Layer) -> bool {
+        self.weakenings.iter().any(|weakening| weakening.layer == layer)
+    }
+
+    /// Descriptors that exec will not close.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open_after_exec(&self) -> io::Result<Vec<u32>> {
+        const CLOSE_ON_EXEC: u32 = libc::O_CLOEXEC as u32;
+        let mut open = Vec::new();
+        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid))? {
+            let name = entry?.file_name();
+            let Some(number) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let info = self.read(&format!("fdinfo/{number}"))?;
+            let flags = info
+                .lines()
+                .find_map(|line| line.strip_prefix("flags:"))
+                .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok())
+                .unwrap_or(0);
+            if flags & CLOSE_ON_EXEC == 0 {
+                open.push(number);
+            }
+        }
+        open.sort_unstable();
+        Ok(open)
+    }
+}
+
+fn namespace_of(process: &str, kind: Kind) -> io::Result<String> {
+    let link = fs::read_link(format!("/proc/{process}/ns/{}", kind.name()))?;
+    Ok(link.to_string_lossy().into_owned())
+}
+
+/// Reads everything back and compares it with the plan.
+///
+/// # Errors
+/// [`Error::NotSealed`] for the first layer that is not as planned.
+pub fn seal(plan: &Plan, view: &View<'_>) -> Result<Seal, Error> {
+    let room = &plan.room;
+    let mut sealed = Vec::new();
+    for (layer, finding) in layers::verify(room, view) {
+        if layer == Layer::Process {
+            continue;
+        }
+        if !room.has(layer) {
+            let open = vec![layer.left_open().to_owned()];
+            sealed.push(Sealed { layer, state: State::LeftOut, open, facts: BTreeMap::new() });
+            continue;
+        }
+        if !finding.wrong.is_empty() {
+            return Err(Error::NotSealed { layer, what: finding.wrong.join("; ") });
+        }
+        let open: Vec<_> =
+            plan.weakenings.iter().filter(|weak| weak.layer == layer).map(|weak| weak.what.clone()).collect();
+        let state = if open.is_empty() { State::Verified } else { State::Weaker };
+        sealed.push(Sealed { layer, state, open, facts: finding.facts });
+    }
+    Ok(Seal {
+        version: 1,
+        made_by: concat!("anchorhold ", env!("CARGO_PKG_VERSION")),
+        kernel: nix::sys::utsname::uname().map(|uname| uname.release().to_string_lossy().into_owned()).unwrap_or_default(),
+        profile: room.profile,
+        layers: sealed,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_table_is_read_with_and_without_propagation() {
+        let table = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=continue\n\
+                     37 35 0:5 / / ro,nosuid - tmpfs none rw\n";
+        let lines = MountLine::parse_all(table);
+        assert_eq!(lines.len(), 2);
+        assert_eq!((lines[0].point.as_str(), lines[0].propagation.as_str(), lines[0].kind.as_str()), ("/mnt2", "master:1 shared:2", "ext3"));
+        assert!(lines[1].has("ro") && lines[1].has("nosuid") && !lines[1].has("no") && lines[1].propagation.is_empty());
+    }
+}
