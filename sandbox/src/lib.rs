@@ -1,1 +1,3 @@
 //! One sealed room of namespaces: described, planned, entered, proved.
+
+pub mod layers;

@@ -1,0 +1,3 @@
+//! The protections of a room, one module per layer.
+
+pub mod cgroup;
