@@ -434,6 +434,97 @@ fn in_v2_view() {
     }
 }
 
+/// A build whose ids own the group's directories may mount cgroup2 in a user namespace of its own; what it sees there starts at
+/// its own group, and the limits are above.
+#[test]
+fn limits_in_v2_are_out_of_the_rooms_sight() {
+    let asked = Asked { memory_max: Some(64 << 20), pids_max: Some(50), ..Asked::default() };
+    let Some(placement) = placement(&asked) else { return };
+    if placement.sites.iter().any(|s| s.version == Version::V1) {
+        return println!("skipped: the limits are in v1 here");
+    }
+    let group = Guard(Some(Cgroup::create(&placement, &GroupName::unique().unwrap()).unwrap()));
+    let mut child = waiting_shell(
+        "exec unshare --user --map-root-user --mount --cgroup /bin/sh -c \
+         'mount -t cgroup2 cgroup2 /mnt && echo $$ > /mnt/cgroup.procs && ls /mnt && cat /proc/self/cgroup'",
+    );
+    group.attach(pid(&child)).unwrap();
+    go(&mut child);
+    let output = child.wait_with_output().unwrap();
+    let seen = String::from_utf8(output.stdout).unwrap();
+    if seen.is_empty() {
+        return println!("skipped: no user namespaces here");
+    }
+    assert!(seen.contains("cgroup.procs") && seen.ends_with("0::/\n"), "{seen}");
+    assert!(!seen.contains("memory.max") && !seen.contains("pids.max"), "{seen}");
+    group.remove();
+}
+
+/// Set for the copies of this test program that run in a kernel of their own.
+const IN_OWN_KERNEL: &str = "ANCHORHOLD_TEST_IN_OWN_KERNEL";
+
+/// Boots User-mode Linux (Debian's package `user-mode-linux`; `linux.uml` in `PATH`) on the host's files, read-only, and
+/// runs these tests there with all controllers in v2: as root in the root group, as a user who is alone in a delegated
+/// group, and as one who is not.
+#[test]
+fn delegation_in_a_kernel_with_v2_only() {
+    if std::env::var_os(IN_OWN_KERNEL).is_some() {
+        return;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let Some(kernel) = std::env::split_paths(&path).map(|d| d.join("linux.uml")).find(|f| f.exists()) else {
+        return println!("skipped: no linux.uml in PATH");
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    let (init, program) = (scratch.path().join("init"), scratch.path().join("tests"));
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let program = program.to_str().unwrap();
+    let as_user = format!(
+        "exec setpriv --reuid 65534 --regid 65534 --clear-groups timeout --foreground 60 {program} --nocapture --test-threads 1"
+    );
+    fs::write(
+        &init,
+        format!(
+            "#!/bin/sh
+PATH=/usr/sbin:/usr/bin:/sbin:/bin; export PATH {IN_OWN_KERNEL}=1
+mount -t proc proc /proc; mount -t tmpfs tmpfs /run; mount -t cgroup2 cgroup2 /sys/fs/cgroup
+cd /sys/fs/cgroup
+timeout 60 {program} --nocapture --test-threads 1; echo \"end root $?\"
+mkdir alone.scope shared.scope; chown -R 65534:65534 alone.scope shared.scope
+sh -c 'echo 0 > shared.scope/cgroup.procs; {as_user}'; echo \"end shared $?\"
+sh -c 'echo 0 > alone.scope/cgroup.procs; {setpriv}'; echo \"end alone $?\"
+cat alone.scope/cgroup.subtree_control
+echo left: $(find . -name 'anchorhold-[0-9]*' -o -name room)
+echo o > /proc/sysrq-trigger; sleep 5
+",
+            // Without timeout(1), which would be a second process of the group.
+            setpriv = as_user.replace("timeout --foreground 60 ", ""),
+        ),
+    )
+    .unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&init, executable).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(scratch.path(), executable).unwrap();
+    let output = Command::new("timeout")
+        .args(["--kill-after=5", "200"])
+        .arg(kernel)
+        .args(["rootfstype=hostfs", "ro", "mem=512M", "quiet", "con=null", "con0=null,fd:1"])
+        .arg(format!("uml_dir={}", scratch.path().display()))
+        .arg(format!("init={}", init.display()))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let log = String::from_utf8_lossy(&output.stdout);
+    println!("{log}");
+    for end in ["end root 0", "end shared 0", "end alone 0"] {
+        assert!(log.contains(end), "no '{end}' in:\n{log}");
+    }
+    assert!(log.contains("left:\r\n") || log.contains("left:\n"), "{log}");
+    let handed = log.lines().find(|l| l.trim_end().ends_with("memory pids"));
+    assert!(handed.is_some(), "nothing was handed out:\n{log}");
+}
+
 #[test]
 fn what_groups_cost() {
     let limits: [(&str, Asked); 5] = [
