@@ -265,6 +265,7 @@ fn a_process_that_gave_up_its_ids_joins_through_inherited_files() {
 fn every_limit_is_read_back() {
     let asked = Asked {
         memory_max: Some((64 << 20) + 1),
+        swap_max: Some(0),
         pids_max: Some(50),
         cpu_weight: Some(50),
         cpu_max: Some(CpuMax { quota_us: 50_000, period_us: 100_000 }),
@@ -286,9 +287,12 @@ fn every_limit_is_read_back() {
 
 #[test]
 fn a_limit_that_the_kernel_refuses_leaves_nothing() {
-    // A period beyond a second is invalid (Documentation/scheduler/sched-bwc.rst).
-    let asked =
-        Asked { pids_max: Some(5), cpu_max: Some(CpuMax { quota_us: 1000, period_us: 5_000_000 }), ..Asked::default() };
+    // A quota of more CPUs than a machine can count is invalid (kernel/sched/core.c, `max_cfs_runtime`).
+    let asked = Asked {
+        pids_max: Some(5),
+        cpu_max: Some(CpuMax { quota_us: u64::MAX / 1000, period_us: 1000 }),
+        ..Asked::default()
+    };
     let Some(placement) = placement(&asked) else { return };
     let name = GroupName::unique().unwrap();
     let error = Cgroup::create(&placement, &name).unwrap_err();
@@ -313,6 +317,25 @@ fn cpu_time_is_accounted() {
         None => println!("skipped: CPU time is not measured here"),
     }
     group.remove();
+}
+
+#[test]
+fn an_io_weight_is_set_where_the_kernel_has_one() {
+    let Some(placement) = placement(&Asked { io_weight: Some(300), ..Asked::default() }) else { return };
+    match Cgroup::create(&placement, &GroupName::unique().unwrap()) {
+        Ok(group) => {
+            let group = Guard(Some(group));
+            let limits = group.read_back().unwrap();
+            let io = limits.iter().find(|l| l.controller == Controller::Io).unwrap();
+            assert!(io.holds.contains(&io.asked), "{io:?}");
+            group.remove();
+        }
+        // A kernel with the controller and neither cost model nor bfq: asked, so refused.
+        Err(error) => {
+            assert_eq!(error.errno(), Some(nix::errno::Errno::ENOENT), "{error}");
+            println!("skipped: {error}");
+        }
+    }
 }
 
 /// Set for a copy of this test program that plays the supervisor.

@@ -95,8 +95,9 @@ impl Cgroup {
         // Limits are out of the room's reach only in a group above its own; a group without limits needs no such care.
         let nested = site.version == Version::V2 && !site.controllers.is_empty();
         let home = if nested { directory.join(v2::INNER) } else { directory.clone() };
+        let settings: Vec<Setting> = site.settings.iter().map(|s| s.for_group(&directory).clone()).collect();
         let prepared = (|| {
-            for setting in &site.settings {
+            for setting in &settings {
                 setting.apply(&directory)?;
             }
             if nested {
@@ -112,7 +113,7 @@ impl Cgroup {
                     directory,
                     home,
                     home_handle,
-                    settings: site.settings.clone(),
+                    settings,
                     _lock: lock,
                 });
                 Ok(())

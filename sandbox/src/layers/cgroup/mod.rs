@@ -34,7 +34,10 @@
 //!
 //! Every group directory is held open and locked (`flock`) by whoever created it. The kernel drops the lock when the last copy of
 //! that descriptor closes, so a group whose lock can be taken has no supervisor, whatever pid namespace it lived in.
-//! [`sweep_stale`] ends what is left in such groups and removes them.
+//! [`sweep_stale`] ends what is left in such groups and removes them. One leaf stays in a delegated group on purpose,
+//! `anchorhold-supervisor`: a process cannot remove the group it is in, and the next start uses it again.
+
+#![forbid(unsafe_code)]
 
 mod account;
 mod error;

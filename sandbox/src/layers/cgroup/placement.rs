@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{AccessFlags, faccessat, getpid};
+use serde::Serialize;
 
 use super::error::errno_of;
 use super::layout::{Hidden, Hierarchy, Layout, Version};
@@ -13,7 +14,7 @@ use super::setting::Setting;
 use super::{Asked, Controller, Error, Unusable, files, v1, v2};
 
 /// One group that will be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Site {
     /// The generation of its tree.
     pub version: Version,
@@ -30,12 +31,19 @@ pub struct Site {
 }
 
 /// All groups that a room will have.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Placement {
     /// The groups, v2 first. Empty when nothing was asked.
     pub sites: Vec<Site>,
     /// What would have been used had it been there, and nobody insisted on: accounting, and killing by `cgroup.kill`.
     pub absent: Vec<Unusable>,
+}
+
+impl Site {
+    /// The limits that will be written, each as a file's name and its text.
+    pub fn limits(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.settings.iter().map(|s| (s.file, s.value.as_str()))
+    }
 }
 
 impl Placement {
@@ -77,6 +85,7 @@ pub fn place(layout: &Layout, asked: &Asked) -> Result<Placement, Unusable> {
     if asked.is_nothing() {
         return Ok(placement);
     }
+    sensible(asked)?;
     let (in_v1, in_v2): (Vec<_>, Vec<_>) = asked.required().into_iter().partition(|c| layout.legacy_tree(*c).is_some());
 
     if let Some(site) = place_v2(layout, asked, &in_v2, &mut placement.absent)? {
@@ -118,6 +127,24 @@ pub fn place(layout: &Layout, asked: &Asked) -> Result<Placement, Unusable> {
     Ok(placement)
 }
 
+/// Refuses figures that no kernel takes, before they fail as a bare `EINVAL` or are silently bent into range.
+fn sensible(asked: &Asked) -> Result<(), Unusable> {
+    let within = |controller, what: &str, value: Option<u64>, range: std::ops::RangeInclusive<u64>| match value {
+        Some(value) if !range.contains(&value) => Err(Unusable {
+            controller,
+            why: format!("{what} {value} is not between {} and {}", range.start(), range.end()),
+            fix: "ask for a figure in that range".to_owned(),
+        }),
+        _ => Ok(()),
+    };
+    within(Controller::Cpu, "CPU weight", asked.cpu_weight.map(u64::from), 1..=10_000)?;
+    within(Controller::Io, "I/O weight", asked.io_weight.map(u64::from), 1..=10_000)?;
+    within(Controller::Cpu, "CPU period (µs)", asked.cpu_max.map(|m| m.period_us), 1_000..=1_000_000)?;
+    within(Controller::Cpu, "CPU quota (µs)", asked.cpu_max.map(|m| m.quota_us), 1_000..=u64::MAX / 1_000)?;
+    // PID_MAX_LIMIT on 64-bit machines (include/linux/threads.h); a room without a single process is no room.
+    within(Controller::Pids, "number of processes", asked.pids_max, 1..=4_194_304)
+}
+
 fn v1_parent(layout: &Layout, controller: Controller) -> Result<PathBuf, Unusable> {
     let tree = layout.legacy_tree(controller).ok_or_else(|| no_tree(controller))?;
     let own = directory(tree, controller)?;
@@ -148,7 +175,7 @@ fn place_v2(
         }
         Err(unusable) => return Err(unusable),
     };
-    let wished = if asked.account { measurable(layout, own, required) } else { Vec::new() };
+    let wished = if asked.account { measurable(layout, tree, own, required) } else { Vec::new() };
     let all: Vec<Controller> = required.iter().chain(&wished).copied().collect();
     if !all.is_empty() {
         match v2_site(tree, own, &all) {
@@ -184,13 +211,13 @@ fn place_v2(
 }
 
 /// Controllers that would measure something, are not limited anyway, and are there.
-fn measurable(layout: &Layout, own: &Path, required: &[Controller]) -> Vec<Controller> {
-    let there = v2::controllers(own, "cgroup.controllers").unwrap_or_default();
+fn measurable(layout: &Layout, tree: &Hierarchy, own: &Path, required: &[Controller]) -> Vec<Controller> {
+    // A leaf inside a delegated group lists only what is handed down to it; the group above has more.
+    let above = tree.parent_directory().filter(|parent| is_leaf_of_delegated(own, parent));
+    let there = v2::controllers(above.as_deref().unwrap_or(own), "cgroup.controllers").unwrap_or_default();
     [Controller::Memory, Controller::Pids, Controller::Io]
         .into_iter()
-        .filter(|c| !required.contains(c) && layout.legacy_tree(*c).is_none())
-        // A leaf inside a delegated group lists only what the group above hands down; that group is judged later.
-        .filter(|c| there.contains(c.name()) || own.ends_with(v2::SUPERVISOR))
+        .filter(|c| !required.contains(c) && layout.legacy_tree(*c).is_none() && there.contains(c.name()))
         .collect()
 }
 

@@ -5,12 +5,16 @@ use std::path::Path;
 use super::{Controller, Error, files};
 
 /// A limit to write into a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Setting {
     pub controller: Controller,
     pub file: &'static str,
     pub value: String,
+    #[serde(skip)]
     pub accept: Accept,
+    /// What stands in for it in a group that does not have the file: kernels differ in what they were built with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otherwise: Option<Box<Setting>>,
 }
 
 /// What the kernel may answer when the limit is read back.
@@ -27,15 +31,29 @@ pub(crate) enum Accept {
 
 impl Setting {
     pub(super) fn new(controller: Controller, file: &'static str, value: impl Into<String>) -> Self {
-        Setting { controller, file, value: value.into(), accept: Accept::Exactly }
+        Setting { controller, file, value: value.into(), accept: Accept::Exactly, otherwise: None }
     }
 
     pub(super) fn bytes(controller: Controller, file: &'static str, bytes: u64) -> Self {
-        Setting { controller, file, value: bytes.to_string(), accept: Accept::Bytes(bytes) }
+        Setting { controller, file, value: bytes.to_string(), accept: Accept::Bytes(bytes), otherwise: None }
     }
 
     pub(super) fn weight(controller: Controller, file: &'static str, weight: u32) -> Self {
-        Setting { controller, file, value: weight.to_string(), accept: Accept::Weight(weight) }
+        Setting { controller, file, value: weight.to_string(), accept: Accept::Weight(weight), otherwise: None }
+    }
+
+    /// With another setting for groups that lack this one's file.
+    pub(super) fn or(mut self, other: Setting) -> Self {
+        self.otherwise = Some(Box::new(other));
+        self
+    }
+
+    /// The setting that fits the files of a group.
+    pub(super) fn for_group(&self, group: &Path) -> &Setting {
+        match &self.otherwise {
+            Some(other) if !group.join(self.file).exists() => other.for_group(group),
+            _ => self,
+        }
     }
 
     /// Writes the limit and returns what the kernel holds then.

@@ -45,7 +45,9 @@ pub(super) fn settings(asked: &Asked, controllers: &[Controller]) -> Vec<Setting
     if has(Controller::Io)
         && let Some(weight) = asked.io_weight
     {
-        out.push(Setting::weight(Controller::Io, "blkio.bfq.weight", bfq_weight(weight)));
+        // Before Linux 5.0 the weight belonged to the CFQ scheduler, with the same scale but from 10.
+        let older = Setting::weight(Controller::Io, "blkio.weight", bfq_weight(weight).max(10));
+        out.push(Setting::weight(Controller::Io, "blkio.bfq.weight", bfq_weight(weight)).or(older));
     }
     out
 }

@@ -52,7 +52,9 @@ pub(super) fn settings(asked: &Asked, controllers: &[Controller]) -> Vec<Setting
     if has(Controller::Io)
         && let Some(weight) = asked.io_weight
     {
-        out.push(Setting::weight(Controller::Io, "io.weight", weight));
+        // Without the cost model (CONFIG_BLK_CGROUP_IOCOST) only the scheduler's own weight may be there.
+        let scheduler = Setting::weight(Controller::Io, "io.bfq.weight", v1::bfq_weight(weight));
+        out.push(Setting::weight(Controller::Io, "io.weight", weight).or(scheduler));
     }
     out
 }

@@ -180,6 +180,16 @@ fn accounting_is_a_wish_and_its_absence_is_reported() {
 }
 
 #[test]
+fn accounting_in_a_leaf_uses_what_the_group_above_has() {
+    let tree = Tree::new();
+    tree.group("a.service", "memory pids", "", &[]).group("a.service/anchorhold-supervisor", "", "", &[me()]);
+    let asked = Asked { pids_max: Some(5), account: true, ..Asked::default() };
+    let placement = place(&tree.layout("a.service/anchorhold-supervisor"), &asked).unwrap();
+    assert_eq!(placement.sites[0].controllers, [Controller::Pids, Controller::Memory]);
+    assert_eq!(placement.absent, []);
+}
+
+#[test]
 fn limits_in_v1_take_killing_and_freezing_from_v2() {
     let tree = Tree::new();
     tree.group("unified", "", "", &[me(), 1]);
@@ -226,4 +236,35 @@ fn no_tree_at_all_refuses_limits_and_nothing_else() {
     let placement = place(&Layout::default(), &Asked { account: true, ..Asked::default() }).unwrap();
     assert!(placement.sites.is_empty());
     assert!(!placement.absent.is_empty());
+}
+
+#[test]
+fn figures_out_of_range_are_refused_by_name() {
+    for (asked, controller) in [
+        (Asked { cpu_weight: Some(0), ..Asked::default() }, Controller::Cpu),
+        (Asked { io_weight: Some(10_001), ..Asked::default() }, Controller::Io),
+        (Asked { pids_max: Some(0), ..Asked::default() }, Controller::Pids),
+        (
+            Asked { cpu_max: Some(super::super::CpuMax { quota_us: 1, period_us: 100_000 }), ..Asked::default() },
+            Controller::Cpu,
+        ),
+    ] {
+        let unusable = place(&Layout::default(), &asked).unwrap_err();
+        assert_eq!(unusable.controller, controller);
+        assert!(unusable.why.contains("is not between"), "{unusable}");
+    }
+}
+
+#[test]
+fn a_placement_can_be_printed() {
+    let tree = Tree::new();
+    tree.group("s.scope", "memory pids", "", &[me()]);
+    let placement = place(&tree.layout("s.scope"), &limits()).unwrap();
+    let limits: Vec<_> = placement.sites[0].limits().collect();
+    let expected =
+        [("cgroup.max.descendants", "64"), ("memory.max", "1048576"), ("memory.oom.group", "1"), ("pids.max", "10")];
+    assert_eq!(limits, expected);
+    let json = serde_json::to_value(&placement).unwrap();
+    assert_eq!(json["sites"][0]["version"], "v2");
+    assert_eq!(json["sites"][0]["settings"][1]["file"], "memory.max");
 }
