@@ -163,8 +163,8 @@ impl Cgroup {
         self.v2().map(|g| g.home_handle.as_fd())
     }
 
-    /// Ends every process of the room and waits until none is left, for at most 10 s. The caller must be able to have its
-    /// own children reaped later; zombies do not count.
+    /// Ends every process of the room and waits until none is left, for at most 10 s. Zombies do not count: children of the
+    /// caller may be reaped later. The caller must not be in the groups itself, or it ends itself.
     ///
     /// # Errors
     /// [`Error::Timeout`] when processes outlive it, in the kernel's uninterruptible sleep; what the kernel refused.
