@@ -11,7 +11,7 @@ use nix::unistd::getpid;
 
 use super::group::{open_directory, remove_tree};
 use super::layout::{Layout, Version};
-use super::{Error, v1, v2};
+use super::{Controller, Error, v1, v2};
 
 const PREFIX: &str = "anchorhold";
 
@@ -102,7 +102,17 @@ pub fn sweep_stale(layout: &Layout) -> usize {
         let above = tree.parent_directory();
         tree.directory.iter().cloned().chain(above).map(|d| (d, Version::V2))
     });
-    let v1 = layout.legacy.iter().filter_map(|tree| Some((tree.directory.as_ref().ok()?.clone(), Version::V1)));
+    // In trees of other controllers (cpuset, devices) we never make groups.
+    let used = [
+        Controller::Memory,
+        Controller::Pids,
+        Controller::Cpu,
+        Controller::Cpuacct,
+        Controller::Io,
+        Controller::Freezer,
+    ];
+    let ours = layout.legacy.iter().filter(|tree| used.iter().any(|c| tree.controllers.contains(c.v1_name())));
+    let v1 = ours.filter_map(|tree| Some((tree.directory.as_ref().ok()?.clone(), Version::V1)));
     let own: Vec<PathBuf> =
         layout.unified.iter().chain(&layout.legacy).filter_map(|tree| tree.directory.clone().ok()).collect();
     let mut stale: Vec<(PathBuf, Version)> =
