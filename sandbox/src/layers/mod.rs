@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! The layers: one protection each, in one file each, with the same three parts.
 //!
 //! * `plan(room, host, draft)` adds the layer's steps, or refuses. Pure.
@@ -5,6 +6,7 @@
 //! * `verify(plan, view)` reads back from the kernel, from outside, that the layer holds.
 
 pub mod capabilities;
+pub mod cgroup;
 pub mod descriptors;
 pub mod devices;
 pub mod etc;
@@ -209,3 +211,8 @@ layers! {
     Landlock => landlock,
     Process => process,
 }
+=======
+//! The protections of a room, one module per layer.
+
+pub mod cgroup;
+>>>>>>> cgroup
