@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! The layers: one protection each, in one file each, with the same three parts.
 //!
 //! * `plan(room, host, draft)` adds the layer's steps, or refuses. Pure.
@@ -211,8 +210,3 @@ layers! {
     Landlock => landlock,
     Process => process,
 }
-=======
-//! The protections of a room, one module per layer.
-
-pub mod cgroup;
->>>>>>> cgroup
