@@ -87,6 +87,37 @@ impl Host {
             },
         }
     }
+
+    /// A host that has all that a room can ask for, made up: what is planned for it is the same on every machine, so that tests can
+    /// pin plans and documents can show them.
+    pub fn made_up(privileged: bool) -> Self {
+        let (uid, gid) = if privileged { (0, 0) } else { (1000, 1000) };
+        let not_asked = "not asked".to_owned();
+        Self {
+            uid,
+            gid,
+            privileged,
+            release: "6.12.0".into(),
+            memory: 8 << 30,
+            landlock: 6,
+            mount_setattr: true,
+            no_user_namespaces: None,
+            masked_proc: None,
+            open_files_hard: Some(1 << 20),
+            kvm: Ok(Kvm { group_needed: privileged.then_some(104) }),
+            subordinate: if privileged {
+                Err(not_asked.clone())
+            } else {
+                Ok(Subordinate { uid: 100_000, gid: 200_000, length: crate::ids::RANGE_LENGTH })
+            },
+            ids: if privileged {
+                let (first, stride) = (crate::ids::FIRST_ID, crate::ids::RANGE_LENGTH);
+                Ok(Pool { first, stride, slots: 4096, locks: run_directory().join("ids") })
+            } else {
+                Err(not_asked)
+            },
+        }
+    }
 }
 
 /// Where locks and other things that end with a boot are kept by root.
