@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::plan::{Draft, Stage};
 use crate::room::{NetworkMode, Room};
 use crate::seal::{Finding, View};
-use crate::site::{Outcome, Site};
+use crate::site::{Outcome, Site, check_room_path};
 
 /// The steps.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -48,6 +48,23 @@ pub(super) fn plan(room: &Room, _: &Host, draft: &mut Draft) -> Result<(), Refus
             ));
         }
     }
+    let home = &room.identity.home;
+    let no_home = match check_room_path(home) {
+        Err(why) => Some(why),
+        Ok(()) if home.as_os_str().as_encoded_bytes().contains(&b':') => Some("a colon ends a field of /etc/passwd"),
+        Ok(()) => None,
+    };
+    if let Some(why) = no_home {
+        return Err(Refusal::new(Layer::Etc, format!("home directory {home:?}"), why, "choose another one"));
+    }
+    if let Some(line) = room.etc.hosts.iter().find(|line| line.contains(['\n', '\0'])) {
+        return Err(Refusal::new(
+            Layer::Etc,
+            format!("the line {line:?} of /etc/hosts"),
+            "it has a newline or a NUL in it",
+            "give each line by itself",
+        ));
+    }
     if !room.has(Layer::Etc) {
         draft.add(Stage::Tree, Action::HostEtc);
         return Ok(());
@@ -76,6 +93,15 @@ pub(super) fn plan(room: &Room, _: &Host, draft: &mut Draft) -> Result<(), Refus
         files.push(("resolv.conf", "nameserver 198.51.100.53\n".into()));
     }
     for (name, text) in files {
+        let path = PathBuf::from("/etc").join(name);
+        if room.mounts.iter().any(|entry| entry.inside() == path) {
+            return Err(Refusal::new(
+                Layer::Etc,
+                format!("mount point {}", path.display()),
+                "the generated one stands there",
+                "leave it out, or have no generated /etc with --without etc",
+            ));
+        }
         draft.add(Stage::Tree, Action::File { name, text });
     }
     Ok(())

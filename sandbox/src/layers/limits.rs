@@ -90,6 +90,7 @@ fn wanted(limits: &Limits, memory: u64) -> Vec<(Resource, u64)> {
 
 pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Refusal> {
     let limits = &room.limits;
+    refuse_impossible(limits, host.memory)?;
     let asked_of_processes = limits.open_files.is_some()
         || limits.file_size.is_some()
         || limits.address_space.is_some()
@@ -131,6 +132,34 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
     }
     Ok(())
 }
+
+/// Figures that no kernel could keep, whichever layer they are for: a mistake, which must not come out as "no limit".
+fn refuse_impossible(limits: &Limits, memory: u64) -> Result<(), Refusal> {
+    let refuse = |what: String, why: &str, fix: &str| Err(Refusal::new(Layer::Limits, what, why, fix));
+    if let Some(cpu) = limits.cpu
+        && !(cpu.is_finite() && cpu >= LEAST_CPU)
+    {
+        return refuse(
+            format!("cpu = {cpu}"),
+            "it is a number of processors, and the kernel grants at least a hundredth of one",
+            "give a number such as 1.5",
+        );
+    }
+    for (name, weight) in [("cpu-weight", limits.cpu_weight), ("io-weight", limits.io_weight)] {
+        if let Some(weight) = weight
+            && !(1..=10_000).contains(&weight)
+        {
+            return refuse(format!("{name} = {weight}"), "a weight is a number from 1 to 10000", "choose one; 100 is usual");
+        }
+    }
+    if limits.memory.is_some_and(|size| size.bytes(memory) == 0) {
+        return refuse("memory = 0".into(), "no process fits into it", "give a size such as 512M");
+    }
+    Ok(())
+}
+
+/// The least quota of `cpu.max` is 1 ms in a period of 100 ms (kernel/sched/core.c, `min_cfs_quota_period`).
+const LEAST_CPU: f64 = 0.01;
 
 pub(super) fn apply(Action::Set { resource, most }: &Action, site: &mut Site<'_>) -> Outcome {
     // A hard limit cannot be raised: where the caller's own is lower already, that is the stricter one and stays.

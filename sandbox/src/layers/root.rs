@@ -123,6 +123,9 @@ impl fmt::Display for Action {
     }
 }
 
+/// tmpfs(5).
+pub(super) const NO_BOUND: &str = "for a tmpfs it means that there is no bound";
+
 /// Places that the room makes itself; an entry there would undo a protection.
 const OWN_PLACES: [&str; 2] = ["/proc", "/dev"];
 
@@ -153,6 +156,14 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
                 "mount single files below it, or leave the layer out with --without etc",
             );
         }
+        if let Entry::Tmpfs { size, mode, .. } = entry {
+            if size.bytes(host.memory) == 0 {
+                return refuse(format!("size = 0 of {}", inside.display()), NO_BOUND, "give a size such as 512M");
+            }
+            if *mode > 0o7777 {
+                return refuse(format!("mode {mode:o} of {}", inside.display()), "it is more than 7777", "correct it");
+            }
+        }
         if let Entry::Bind { outside: Some(outside), .. } = entry
             && let Err(why) = check_room_path(outside)
         {
@@ -165,6 +176,10 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
             "one would cover the other",
             "leave one of them out",
         );
+    }
+
+    if room.root.size.bytes(host.memory) == 0 {
+        return refuse("size = 0 of the root".into(), NO_BOUND, "give a size such as 16M");
     }
 
     let restrict = |flags: MountFlags| if room.has(Layer::Root) { flags } else { MountFlags::default() };
