@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Pool, Reservation};
 use crate::layers::Layer;
+use crate::layers::cgroup::Cgroup;
 use crate::sys::{MountFlags, Propagation, Sys};
 
 /// What went wrong in a step: the kernel's answer, and words where it alone says too little.
@@ -99,8 +100,8 @@ pub struct Site<'a> {
     pub sources: Vec<Option<OwnedFd>>,
     /// Standard streams, before they are put in place.
     pub streams: Streams,
-    /// The room's control group files to join, opened by the supervisor.
-    pub cgroup_files: Vec<OwnedFd>,
+    /// The room's control group, held by the supervisor.
+    pub cgroup: Option<Cgroup>,
     /// What is told to the supervisor.
     pub notes: Vec<Note>,
     /// The listener of the system call filter, until it is handed over.
@@ -124,7 +125,7 @@ impl<'a> Site<'a> {
             child: None,
             sources: Vec::new(),
             streams: Streams::default(),
-            cgroup_files: Vec::new(),
+            cgroup: None,
             notes: Vec::new(),
             listener: None,
             root: None,
@@ -174,9 +175,10 @@ impl<'a> Site<'a> {
         };
         // A link answers ENOTDIR to O_DIRECTORY with O_NOFOLLOW: say what it is.
         let open = open.map_err(|errno| match errno {
-            Errno::ENOTDIR | Errno::ELOOP => {
-                Trouble::new(errno, format!("{} is a symbolic link or a file in the room, not a directory", path.display()))
-            }
+            Errno::ENOTDIR | Errno::ELOOP => Trouble::new(
+                errno,
+                format!("{} is a symbolic link or a file in the room, not a directory", path.display()),
+            ),
             errno => at(errno, path),
         })?;
         let open = Rc::new(open);
@@ -216,7 +218,10 @@ impl<'a> Site<'a> {
             Err(Errno::EROFS) => {
                 return Err(Trouble::new(
                     Errno::EROFS,
-                    format!("{} does not exist in the read-only tree around it, so it cannot be a mount point", path.display()),
+                    format!(
+                        "{} does not exist in the read-only tree around it, so it cannot be a mount point",
+                        path.display()
+                    ),
                 ));
             }
             Err(errno) => return Err(at(errno, path)),

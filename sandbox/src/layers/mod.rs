@@ -206,6 +206,7 @@ layers! {
     Keyring => keyring,
     Descriptors => descriptors,
     Limits => limits,
+    Cgroup => cgroup,
     Capabilities => capabilities,
     Landlock => landlock,
     Process => process,

@@ -113,7 +113,9 @@ impl fmt::Display for Action {
             Self::Mount { subset: false } => f.write_str("mount a new procfs at /proc"),
             Self::Mount { subset: true } => f.write_str("mount a new procfs that shows processes only at /proc"),
             Self::Pristine => write!(f, "mount an uncovered procfs at {PRISTINE}, so that nested rooms may mount one"),
-            Self::HideFiles(names) => write!(f, "cover with an empty file, where present: /proc/{{{}}}", names.join(",")),
+            Self::HideFiles(names) => {
+                write!(f, "cover with an empty file, where present: /proc/{{{}}}", names.join(","))
+            }
             Self::HideDirectories(names) => {
                 write!(f, "cover with an empty directory, where present: /proc/{{{}}}", names.join(","))
             }
@@ -130,13 +132,16 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
     }
     if !room.has(Layer::Namespaces) {
         // Without a pid namespace of its own the room would be shown the host's processes; procfs belongs to that namespace.
-        draft.add(Stage::Proc, super::root::Action::Bind {
-            source: super::root::Source::Path("/proc".into()),
-            outside: "/proc".into(),
-            inside: "/proc".into(),
-            flags: MountFlags::NO_EXEC,
-            optional: false,
-        });
+        draft.add(
+            Stage::Proc,
+            super::root::Action::Bind {
+                source: super::root::Source::Path("/proc".into()),
+                outside: "/proc".into(),
+                inside: "/proc".into(),
+                flags: MountFlags::NO_EXEC,
+                optional: false,
+            },
+        );
         return Ok(());
     }
     let covered = room.has(Layer::Proc) && !subset;

@@ -5,11 +5,11 @@
 //! can refuse the n-th. All `unsafe` code of the project lives below this folder, one call per function, each
 //! with the reason why it is sound; the rest of the crate is checked by `#![deny(unsafe_code)]`.
 
+pub mod device;
 pub mod file;
 pub mod landlock;
 pub mod mount;
 pub mod process;
-pub mod device;
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{BorrowedFd, OwnedFd};
