@@ -42,14 +42,14 @@ pub enum Stage {
     Devices,
     /// A new procfs is allowed only while the host's is in sight.
     Proc,
-    /// Needs procfs.
-    ProcCovers,
-    /// Written while `/proc/sys` can still be written.
-    NamespaceLimits,
-    /// Everything becomes read-only.
+    /// The tree becomes read-only.
     Seal,
     /// The old root goes.
     Pivot,
+    /// Written while `/proc/sys` can still be written.
+    NamespaceLimits,
+    /// Parts of `/proc` are covered, `/proc/sys` becomes read-only.
+    ProcCovers,
     /// The second user namespace: from here on nothing of the above can be undone.
     Lock,
     /// Keyring, session, standard streams, personality, current directory.

@@ -181,7 +181,7 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
         }
         Action::Allow { kind, most } => {
             let path = format!("/proc/sys/user/max_{}_namespaces", kind.name());
-            site.write_room_file(Path::new(&path), most.to_string().as_bytes())?;
+            site.sys.write_kernel_file(Path::new(&path), most.to_string().as_bytes())?;
         }
         Action::Name { host, domain } => {
             site.sys.set_hostname(host)?;
