@@ -25,6 +25,7 @@
 pub mod addresses;
 pub mod netlink;
 pub mod nftables;
+pub mod pasta;
 pub mod policy;
 pub mod rtnetlink;
 
