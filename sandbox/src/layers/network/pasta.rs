@@ -447,7 +447,10 @@ impl Pasta {
         };
         let mut pasta = Self { child, words };
         match await_ready(ready) {
-            Ok(true) => Ok(pasta),
+            Ok(true) => match unserved(&mut pasta.words, families) {
+                None => Ok(pasta),
+                Some(why) => Err(failed("becoming ready", why)),
+            },
             Ok(false) => {
                 let status = pasta.child.end();
                 let status = status.map_or_else(String::new, |status| format!(" ({status})"));
@@ -506,6 +509,19 @@ fn last_words(words: &mut std::fs::File) -> Option<String> {
     // Ends at the end of the pipe, or with EAGAIN when it is empty but still open; both leave what came before.
     let _ = words.take(WORDS as u64).read_to_end(&mut text);
     meaningful(&String::from_utf8_lossy(&text)).pop()
+}
+
+/// Where pasta says that it goes on without a version of IP that was asked for, which it takes for no error. Its chatter
+/// until now leaves the pipe with this.
+fn unserved(words: &mut std::fs::File, families: Families) -> Option<String> {
+    let mut text = Vec::new();
+    let _ = words.take(WORDS as u64).read_to_end(&mut text);
+    let asked = [(families.v4, "IPv4"), (families.v6, "IPv6")];
+    meaningful(&String::from_utf8_lossy(&text)).into_iter().find(|line| {
+        let without =
+            line.contains("disabling IPv") || line.contains("interface for IPv") || line.contains(": disabled");
+        without && asked.iter().any(|(asked, family)| *asked && line.contains(family))
+    })
 }
 
 /// What to do, from what pasta or the kernel said.
