@@ -233,20 +233,31 @@ fn tun_access(node: &Path, run_as: RunAs) -> Result<TunAccess, Missing> {
     if !found.file_type().is_char_device() || found.rdev() != makedev(TUN_NUMBER.0, TUN_NUMBER.1) {
         return Err(Missing::new(what, "the file is not the tun device (10, 200)", load));
     }
-    match run_as {
-        RunAs::User { .. } if found.mode() & 0o006 == 0o006 => Ok(TunAccess::Bound),
-        RunAs::User { .. } => Ok(TunAccess::Made),
-        // Opening it makes no interface; that takes an ioctl.
-        RunAs::Myself => match std::fs::OpenOptions::new().read(true).write(true).open(node) {
-            Ok(_) => Ok(TunAccess::Host),
-            Err(error) => {
-                let why = format!("{error} (mode {:04o}, owner {})", found.mode() & 0o7777, found.uid());
-                let fix = "as root: chmod 0666 /dev/net/tun, the mode that udev gives it (it grants nothing without \
-                           CAP_NET_ADMIN), or start anchorhold as root, which needs no such change";
-                Err(Missing::new(what, why, fix))
-            }
-        },
+    // Opening it makes no interface, that takes an ioctl; but it shows whether the kernel has the driver.
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open(node);
+    let mode = format!("mode {:04o}, owner {}", found.mode() & 0o7777, found.uid());
+    match (run_as, opened) {
+        (RunAs::Myself, Ok(_)) => Ok(TunAccess::Host),
+        (RunAs::Myself, Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let fix = "as root: chmod 0666 /dev/net/tun, the mode that udev gives it (it grants nothing without \
+                       CAP_NET_ADMIN), or start anchorhold as root, which needs no such change";
+            Err(Missing::new(what, format!("{error} ({mode})"), fix))
+        }
+        (_, Err(error)) => Err(Missing::new(what, format!("{error} ({mode})"), load)),
+        (RunAs::User { .. }, Ok(_)) if found.mode() & 0o006 == 0o006 => Ok(TunAccess::Bound),
+        (RunAs::User { .. }, Ok(_)) if may_make_nodes() => Ok(TunAccess::Made),
+        (RunAs::User { .. }, Ok(_)) => {
+            let why = format!("closed to pasta's user ({mode}), and the root of a user namespace may make no other");
+            Err(Missing::new(what, why, "outside, as root: chmod 0666 /dev/net/tun, the mode that udev gives it"))
+        }
     }
+}
+
+/// Whether root here is the kernel's root: no other may make device nodes. The first user namespace maps every id to
+/// itself (user_namespaces(7)).
+fn may_make_nodes() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Runs pasta with one option and returns what it printed on both outputs, bounded in time and size.
