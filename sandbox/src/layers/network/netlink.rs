@@ -191,8 +191,13 @@ pub struct Connection {
 impl Connection {
     /// Opens and binds the socket. Answers are awaited for at most five seconds; the kernel gives them at once.
     pub fn open(family: SockProtocol) -> Result<Self, Errno> {
+        Self::listen(family, 0)
+    }
+
+    /// The same, and hears what the kernel tells these groups (one bit each, the first 32 only).
+    pub fn listen(family: SockProtocol, groups: u32) -> Result<Self, Errno> {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, family)?;
-        bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &NetlinkAddr::new(0, 0))?;
+        bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &NetlinkAddr::new(0, groups))?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(5, 0))?;
         Ok(Self { socket, sequence: 0 })
     }
@@ -241,6 +246,18 @@ impl Connection {
                     }
                     _ if bodies.len() == MAX_DUMP => return Err(Errno::E2BIG),
                     _ => bodies.push(message.body.to_vec()),
+                }
+            }
+        }
+    }
+
+    /// Waits until the kernel tells something of which this holds; `EAGAIN` when it does not within five seconds of silence.
+    pub fn await_event(&self, wanted: impl Fn(Message<'_>) -> bool) -> Result<(), Errno> {
+        loop {
+            let buffer = self.receive()?;
+            for message in messages(&buffer) {
+                if wanted(message.ok_or(Errno::EBADMSG)?) {
+                    return Ok(());
                 }
             }
         }

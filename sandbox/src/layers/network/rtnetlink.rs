@@ -41,6 +41,10 @@ mod number {
     pub const UNICAST: u8 = 1;
     /// `RTNH_F_ONLINK`: the gateway is on the link although no route says so.
     pub const ON_LINK: u32 = 4;
+    pub const LOCAL: u8 = 2;
+    /// The group of `RTNLGRP_IPV6_ROUTE` (11) as a bit.
+    pub const GROUP_ROUTES_V6: u32 = 1 << 10;
+    pub const RTA_DESTINATION: u16 = 1;
     pub const AF_INET: u8 = 2;
     pub const AF_INET6: u8 = 10;
     pub const IFF_UP: u32 = 1;
@@ -88,6 +92,8 @@ pub fn configure(families: Families) -> Result<(), InterfaceNotReady> {
     };
     let index = sys::network::interface_index(addresses::INTERFACE).map_err(refused("looking for it"))?;
     let mut connection = Connection::open(SockProtocol::NetlinkRoute).map_err(refused("opening rtnetlink"))?;
+    let events = Connection::listen(SockProtocol::NetlinkRoute, number::GROUP_ROUTES_V6);
+    let events = events.map_err(refused("opening rtnetlink"))?;
     for (step, request) in requests(index, families) {
         let sequence = connection.next_sequence();
         let mut builder = Builder::default();
@@ -95,6 +101,11 @@ pub fn configure(families: Families) -> Result<(), InterfaceNotReady> {
             (request.attributes)(builder);
         });
         connection.confirm(&builder.finish(), sequence).map_err(|(_, errno)| refused(step)(errno))?;
+    }
+    if families.v6 {
+        // The kernel confirms the address at once, but begins to receive for it a moment later, from a work queue. An
+        // answer that pasta gives in that moment would be lost, and the first connection take two seconds.
+        events.await_event(receives).map_err(refused("waiting for its IPv6 address"))?;
     }
     verify(families)
 }
@@ -119,6 +130,16 @@ pub fn verify(families: Families) -> Result<(), InterfaceNotReady> {
     }
     let plain = |list: Vec<HostAddress>| list.into_iter().map(|own| own.address).collect();
     Err(InterfaceNotReady::Different { found: plain(found), expected: plain(expected) })
+}
+
+/// Whether this tells of the route by which the room receives what is sent to its own IPv6 address.
+fn receives(event: netlink::Message<'_>) -> bool {
+    let Some((route, attributes)) = event.body.split_at_checked(12) else { return false };
+    let own = addresses::ROOM_V6.octets();
+    event.kind == number::NEW_ROUTE
+        && route[0] == number::AF_INET6
+        && route[7] == number::LOCAL
+        && netlink::find(attributes, number::RTA_DESTINATION) == Some(own.as_slice())
 }
 
 /// One message without its header.
@@ -265,6 +286,23 @@ mod tests {
         let own = bytes(&address(2, IpAddr::V6(addresses::ROOM_V6)));
         assert_eq!(own[16..24], [10, 128, 2, 0, 2, 0, 0, 0]);
         assert_eq!(own.len(), 16 + 8 + 20 + 20);
+    }
+
+    #[test]
+    fn the_local_route_is_recognised() {
+        let event = |kind: u8, to: IpAddr| {
+            let mut fixed = [0; 12];
+            (fixed[0], fixed[7]) = (number::AF_INET6, kind);
+            let mut builder = Builder::default();
+            let to = parts(to).1;
+            builder.message(number::NEW_ROUTE, 0, 0, &fixed, |builder| builder.attribute(number::RTA_DESTINATION, &to));
+            let bytes = builder.finish();
+            netlink::messages(&bytes).all(|message| message.is_some_and(receives))
+        };
+        assert!(event(number::LOCAL, IpAddr::V6(addresses::ROOM_V6)));
+        assert!(!event(number::UNICAST, IpAddr::V6(addresses::ROOM_V6)));
+        assert!(!event(number::LOCAL, IpAddr::V6(addresses::GATEWAY_V6)));
+        assert!(!receives(netlink::Message { kind: number::NEW_ROUTE, sequence: 0, body: &[] }));
     }
 
     #[test]
