@@ -14,6 +14,7 @@ pub mod keyring;
 pub mod landlock;
 pub mod limits;
 pub mod namespaces;
+pub mod network;
 pub mod proc;
 pub mod process;
 pub mod root;

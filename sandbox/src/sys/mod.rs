@@ -9,6 +9,7 @@ pub mod device;
 pub mod file;
 pub mod landlock;
 pub mod mount;
+pub mod network;
 pub mod process;
 
 use std::ffi::{CString, OsStr, OsString};
