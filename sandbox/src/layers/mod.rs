@@ -1,0 +1,3 @@
+//! One module per protection of a room.
+
+pub mod seccomp;

@@ -1,0 +1,3 @@
+//! Raw system calls that no crate wraps: the only place in the workspace with unsafe code.
+
+pub mod seccomp;
