@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+#[path = "src/layers/seccomp/assemble.rs"]
+mod assemble;
 #[path = "src/layers/seccomp/choices.rs"]
 mod choices;
 #[path = "src/layers/seccomp/compile.rs"]
@@ -12,7 +14,7 @@ mod policy;
 mod show;
 
 fn main() {
-    println!("cargo::rerun-if-changed=src/layers/seccomp");
+    // Table and compiler are parts of this script: when one changes, the script does.
     println!("cargo::rerun-if-changed=build.rs");
     let target = std::env::var("CARGO_CFG_TARGET_ARCH").expect("cargo names the target");
     let source = match policy::machines().iter().find(|machine| machine.name == target) {

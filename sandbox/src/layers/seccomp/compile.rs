@@ -13,6 +13,7 @@
 //! `seccompiler` compiles the conditions on arguments. It cannot do the rest: its programs kill foreign architectures,
 //! know one action each, ask one number after the other and do not see x32.
 
+use super::assemble::{Assembler, Place};
 use super::choices::Choices;
 use super::policy::{Architecture, Condition, Machine, Policy, Row};
 use seccompiler::{BpfProgram, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule, sock_filter};
@@ -47,10 +48,6 @@ fn instruction(code: u16, k: u32) -> sock_filter {
     sock_filter { code, jt: 0, jf: 0, k }
 }
 
-fn branch(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter { code, jt, jf, k }
-}
-
 /// A jump over `length` instructions.
 fn skip(length: usize) -> sock_filter {
     instruction(JUMP, u32::try_from(length).expect("a program is shorter than 2^32"))
@@ -60,23 +57,30 @@ fn skip(length: usize) -> sock_filter {
 ///
 /// Panics when the table cannot be compiled: at build time that is the build's failure.
 pub fn compile(policy: &Policy, machine: &Machine, choices: Choices) -> BpfProgram {
-    let mut program = vec![instruction(LOAD, ARCHITECTURE)];
-    program.extend(half(policy, &machine.native, choices));
+    let mut program = Assembler::default();
+    let mut otherwise = program.block(vec![instruction(RETURN, KILL_PROCESS)]);
     if choices.compat {
-        program.extend(half(policy, &machine.compat, choices));
+        otherwise = half(&mut program, policy, &machine.compat, choices, otherwise);
     }
-    program.push(instruction(RETURN, KILL_PROCESS));
+    half(&mut program, policy, &machine.native, choices, otherwise);
+    program.push(instruction(LOAD, ARCHITECTURE));
+    let program = program.finish();
     assert!(program.len() <= LONGEST, "{}: {} instructions", machine.name, program.len());
     program
 }
 
-/// One architecture's part: decides everything if the loaded architecture is this one, else falls out at its end.
-fn half(policy: &Policy, architecture: &Architecture, choices: Choices) -> BpfProgram {
-    let tree = tree(&ranges(policy, architecture, choices));
-    let mut program =
-        vec![branch(JUMP_IF_EQUAL, architecture.audit, 1, 0), skip(tree.len() + 1), instruction(LOAD, NUMBER)];
-    program.extend(tree);
-    program
+/// One architecture's part, entered with the architecture loaded: decides everything if it is this one.
+fn half(
+    program: &mut Assembler,
+    policy: &Policy,
+    architecture: &Architecture,
+    choices: Choices,
+    otherwise: Place,
+) -> Place {
+    // More than one range: the tree begins with a branch, which is the first instruction now.
+    tree(program, &ranges(policy, architecture, choices));
+    let this = program.push(instruction(LOAD, NUMBER));
+    program.branch(JUMP_IF_EQUAL, architecture.audit, this, otherwise)
 }
 
 /// Code that decides a range of numbers, and the first number of the range. The last range ends at 2^32.
@@ -102,21 +106,15 @@ fn ranges(policy: &Policy, architecture: &Architecture, choices: Choices) -> Vec
 }
 
 /// Balanced binary search for the range of the loaded number.
-fn tree(ranges: &[Range]) -> BpfProgram {
+fn tree(program: &mut Assembler, ranges: &[Range]) -> Place {
     if let [(_, code)] = ranges {
-        return code.clone();
+        return program.block(code.clone());
     }
     let (low, high) = ranges.split_at(ranges.len() / 2);
     let first_high = high[0].0;
-    let (low, high) = (tree(low), tree(high));
-    let mut program = match u8::try_from(low.len()) {
-        Ok(near) => vec![branch(JUMP_IF_AT_LEAST, first_high, near, 0)],
-        // A conditional jump reaches 255 instructions; an unconditional one behind it reaches the rest.
-        Err(_) => vec![branch(JUMP_IF_AT_LEAST, first_high, 0, 1), skip(low.len())],
-    };
-    program.extend(low);
-    program.extend(high);
-    program
+    let high = tree(program, high);
+    let low = tree(program, low);
+    program.branch(JUMP_IF_AT_LEAST, first_high, high, low)
 }
 
 /// What the rows decide about one call. The accumulator holds the number on entry, and nothing of worth after it.

@@ -3,6 +3,9 @@
 use super::choices::{COMBINATIONS, Choices};
 use super::interpret;
 use super::show::{Notation, Show};
+use crate::sys::seccomp as sys;
+use std::io;
+use std::os::fd::OwnedFd;
 
 // PROGRAMS, one per combination of choices; ROWS, one per row of the table; NAMES of recorded calls, sorted.
 include!(concat!(env!("OUT_DIR"), "/seccomp_programs.rs"));
@@ -21,6 +24,24 @@ pub(super) struct Recorded {
 pub fn program(choices: Choices) -> &'static [libc::sock_filter] {
     let place = (0..COMBINATIONS).find(|place| Choices::at(*place) == choices);
     PROGRAMS[place.expect("every combination has a place")]
+}
+
+/// Loads the filter into the calling thread, which must have no_new_privs, and gives the listener for a
+/// [`Recorder`](super::Recorder).
+///
+/// Recording is given up, and nothing else, when the kernel refuses a listener: an outer sandbox has one already
+/// (`EBUSY`), or the kernel is older than 5.0 (`EINVAL`). The same calls are then refused with the same errno, unseen;
+/// that the answer is `None` although `choices.record` was set tells the caller to say so.
+///
+/// Errors: those of `seccomp(2)`; the room must not start.
+pub fn load(choices: Choices) -> io::Result<Option<OwnedFd>> {
+    if choices.record {
+        match sys::install(program(choices), true) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINVAL)) => {}
+            loaded => return loaded,
+        }
+    }
+    sys::install(program(Choices { record: false, ..choices }), false)
 }
 
 /// The row that refused a call, found by asking the program again: a notification does not carry the filter's answer.

@@ -79,18 +79,25 @@ impl Recorder {
     /// Answers what waits on the listener; never blocks. To be called when the descriptor polls readable (or hung up),
     /// again and again: one call answers a bounded number.
     ///
-    /// Errors are the supervisor's own (out of memory); a sender that died meanwhile is none.
+    /// Errors are the supervisor's own (out of memory) and leave callers waiting: end the room. A caller that died
+    /// meanwhile, or a signal to the supervisor, is no error.
     pub fn answer(&mut self) -> io::Result<()> {
         for _ in 0..AT_ONCE {
             let mut polled = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
-            nix::poll::poll(&mut polled, PollTimeout::ZERO)?;
+            match nix::poll::poll(&mut polled, PollTimeout::ZERO) {
+                Err(nix::errno::Errno::EINTR) => return Ok(()),
+                other => other?,
+            };
             let ready = polled[0].revents().unwrap_or(PollFlags::empty());
             if !ready.contains(PollFlags::POLLIN) {
                 self.over = ready.intersects(PollFlags::POLLHUP | PollFlags::POLLERR);
                 return Ok(());
             }
-            if let Some(notification) = sys::receive(self.listener.as_fd())? {
-                self.refuse(&notification)?;
+            match sys::receive(self.listener.as_fd()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+                Err(error) => return Err(error),
+                Ok(None) => {}
+                Ok(Some(notification)) => self.refuse(&notification)?,
             }
         }
         Ok(())
@@ -140,8 +147,11 @@ impl Recorder {
             Some(row) if self.seen <= CLOSELY => {
                 let entry = entry(row, notification);
                 // The name is that of the caller only if the caller waits still: else its pid may be another's by now.
-                if sys::still_waiting(self.listener.as_fd(), notification.id)? {
-                    self.count(entry);
+                // An errno here (a kernel before 5.8 has another number for the question) must not keep the caller waiting.
+                match sys::still_waiting(self.listener.as_fd(), notification.id) {
+                    Ok(true) => self.count(entry),
+                    Ok(false) => {}
+                    Err(_) => self.others = self.others.saturating_add(1),
                 }
             }
             _ => self.others = self.others.saturating_add(1),

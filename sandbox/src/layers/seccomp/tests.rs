@@ -3,7 +3,7 @@
 use super::choices::{COMBINATIONS, Choices};
 use super::compile::compile;
 use super::interpret::run;
-use super::policy::{Architecture, Condition, Machine, Policy, Verdict, machines, policy};
+use super::policy::{Architecture, Condition, Machine, Policy, Row, Verdict, machines, policy};
 use libc::{SECCOMP_RET_ALLOW as ALLOW, SECCOMP_RET_KILL_PROCESS as KILL, SECCOMP_RET_USER_NOTIF as NOTIFY};
 use proptest::prelude::*;
 use std::sync::LazyLock;
@@ -309,8 +309,6 @@ fn depth(program: &Program) -> usize {
 
 /// Instructions that run until a call that needs no look at its arguments is decided.
 fn steps(program: &Program, asked: &libc::seccomp_data) -> usize {
-    // Cutting the program short makes the interpreter leave it: the shortest cut that still decides is not the number of
-    // steps, so count them by walking.
     let (mut next, mut steps, mut accumulator) = (0, 0, 0);
     loop {
         let step = program[next];
@@ -351,6 +349,39 @@ fn programs_are_small_and_shallow() {
     }
 }
 
+/// A policy that gives each of the numbers one of five verdicts, with conditions of very different length.
+fn patchwork(prefix: &str, verdicts: &[u8]) -> (Policy, Architecture) {
+    let condition = |arg, is| vec![Condition { arg, mask: None, is: Some(is), not: None }];
+    let row = |verdict, conditions: u32| Row {
+        calls: Vec::new(),
+        verdict,
+        record: false,
+        only: None,
+        when: (0..conditions).map(|value| condition((value % 6) as u8, value)).collect(),
+        unless: Vec::new(),
+        show: None,
+        hint: None,
+        reason: String::new(),
+    };
+    let mut rows = vec![
+        row(Verdict::Eperm, 0),
+        row(Verdict::Enosys, 0),
+        row(Verdict::Eperm, 1),
+        row(Verdict::Eopnotsupp, 40),
+        row(Verdict::Ebusy, 120),
+    ];
+    let mut calls = Vec::new();
+    for (number, verdict) in verdicts.iter().enumerate() {
+        let name: &'static str = Box::leak(format!("{prefix}{number}").into_boxed_str());
+        calls.push((name, number as u32));
+        if let Some(row) = rows.get_mut(usize::from(*verdict)) {
+            row.calls.push(name.to_owned());
+        }
+    }
+    let ceiling = verdicts.len() as u32;
+    (Policy { ceiling, rows }, Architecture { name: "patchwork", audit: 1, calls })
+}
+
 #[test]
 fn the_interpreter_refuses_what_is_not_ours() {
     let asked = call(0, 0, [0; 6]);
@@ -381,6 +412,31 @@ fn the_interpreter_reads_both_halves_of_every_word() {
     let words: Vec<Option<u32>> = (0..16).map(|word| load(word * 4)).collect();
     let want = [7, 8, 1, 2, 10, 100, 11, 101, 12, 102, 13, 103, 14, 104, 15, 105];
     assert_eq!(words, want.map(Some));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+    /// Trees much larger and more torn than ours still reach everything that they share.
+    #[test]
+    fn a_program_of_any_size_is_its_table(
+        native in proptest::collection::vec(0..6_u8, 1..700),
+        compat in proptest::collection::vec(0..6_u8, 1..700),
+        argument in 0..130_u64,
+    ) {
+        let (mut policy, native) = patchwork("native", &native);
+        let (others, compat) = patchwork("compat", &compat);
+        policy.rows.extend(others.rows);
+        let compat = Architecture { audit: 2, ..compat };
+        let machine = Machine { name: "patchwork", native, compat };
+        let choices = Choices { compat: true, ..Choices::default() };
+        let program = program(&policy, &machine, choices);
+        for arch in [1, 2, 3] {
+            for number in 0..710 {
+                let asked = call(arch, number, [argument; 6]);
+                prop_assert_eq!(run(&program, &asked), Some(expected(&policy, &machine, choices, &asked)));
+            }
+        }
+    }
 }
 
 proptest! {
