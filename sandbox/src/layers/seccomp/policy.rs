@@ -221,3 +221,88 @@ pub fn policy() -> Policy {
     }
     policy
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(row: &str) -> Result<(), String> {
+        let row: Row =
+            toml::from_str(&format!("calls = ['chmod']\nreason = 'a'\n{row}")).map_err(|error| error.to_string())?;
+        row.check()
+    }
+
+    #[test]
+    fn a_row_that_contradicts_itself_stops_the_build() {
+        assert_eq!(check("verdict = 'EPERM'"), Ok(()));
+        assert_eq!(
+            check("verdict = 'EPERM'\nrecord = true\nhint = 'h'\nwhen = [[{ arg = 0, mask = 6, is = 2 }]]"),
+            Ok(())
+        );
+        for wrong in [
+            "verdict = 'EPREM'",
+            "verdict = 'EPERM'\nwehn = []",
+            "verdict = 'EPERM'\nonly = 'sometimes'",
+            "verdict = 'EPERM'\nrecord = true",
+            "verdict = 'EPERM'\nhint = 'h'",
+            "verdict = 'EPERM'\nshow = { arg = 0, as = 'hex' }",
+            "verdict = 'ENOSYS'\nrecord = true\nhint = 'h'",
+            "verdict = 'ALLOW'\nrecord = true\nhint = 'h'",
+            "verdict = 'EPERM'\nwhen = [[]]",
+            "verdict = 'EPERM'\nwhen = [[{ arg = 6, is = 1 }]]",
+            "verdict = 'EPERM'\nwhen = [[{ arg = 0 }]]",
+            "verdict = 'EPERM'\nwhen = [[{ arg = 0, is = 1, not = 2 }]]",
+            "verdict = 'EPERM'\nwhen = [[{ arg = 0, mask = 6, not = 2 }]]",
+            "verdict = 'EPERM'\nwhen = [[{ arg = 0, mask = 6, is = 1 }]]",
+            "verdict = 'EPERM'\nwhen = [[{ arg = 0, is = 1 }]]\nunless = [[{ arg = 0, is = 2 }]]",
+        ] {
+            assert!(check(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn numbers_and_names_are_unique_and_sorted() {
+        for machine in machines() {
+            for architecture in [machine.native, machine.compat] {
+                assert!(architecture.calls.is_sorted_by(|one, next| one.1 < next.1), "{}", architecture.name);
+                let names: std::collections::BTreeSet<&str> =
+                    architecture.calls.iter().map(|(name, _)| *name).collect();
+                assert_eq!(names.len(), architecture.calls.len(), "{}", architecture.name);
+            }
+        }
+    }
+
+    /// The calls that are numbered alike everywhere since Linux 5.1, and a few that every architecture numbers its own way.
+    #[test]
+    fn the_tables_agree_with_what_is_known() {
+        let number = |architecture: &Architecture, call: &str| {
+            architecture.calls.iter().find(|(name, _)| *name == call).map(|(_, number)| *number)
+        };
+        let [x86, arm] = machines();
+        for architecture in [&x86.native, &x86.compat, &arm.native, &arm.compat] {
+            for (call, unified) in [("io_uring_setup", 425), ("openat2", 437), ("fchmodat2", 452), ("listns", 470)] {
+                assert_eq!(number(architecture, call), Some(unified), "{} {call}", architecture.name);
+            }
+        }
+        let own = |call| [&x86.native, &x86.compat, &arm.native, &arm.compat].map(|table| number(table, call));
+        assert_eq!(own("chmod"), [Some(90), Some(15), None, Some(15)]);
+        assert_eq!(own("openat"), [Some(257), Some(295), Some(56), Some(322)]);
+        assert_eq!(own("socket"), [Some(41), Some(359), Some(198), Some(281)]);
+        assert_eq!(own("socketcall"), [None, Some(102), None, None]);
+        assert_eq!(own("ARM_cacheflush"), [None, None, None, Some(0xf_0002)]);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_native_table_agrees_with_the_c_library() {
+        let [x86, _] = machines();
+        for (call, number) in [
+            ("read", libc::SYS_read),
+            ("seccomp", libc::SYS_seccomp),
+            ("fchmodat", libc::SYS_fchmodat),
+            ("bpf", libc::SYS_bpf),
+        ] {
+            assert!(x86.native.calls.contains(&(call, number as u32)), "{call}");
+        }
+    }
+}

@@ -33,6 +33,10 @@ pub fn program(choices: Choices) -> &'static [libc::sock_filter] {
 /// (`EBUSY`), or the kernel is older than 5.0 (`EINVAL`). The same calls are then refused with the same errno, unseen;
 /// that the answer is `None` although `choices.record` was set tells the caller to say so.
 ///
+/// From here until the supervisor holds the listener, this thread must make no call that is recorded: nobody would
+/// answer. Sending the descriptor and executing the builder are none; the latter closes this side's copy, which the
+/// build must never have.
+///
 /// Errors: those of `seccomp(2)`; the room must not start.
 pub fn load(choices: Choices) -> io::Result<Option<OwnedFd>> {
     if choices.record {
