@@ -18,6 +18,7 @@ pub mod network;
 pub mod proc;
 pub mod process;
 pub mod root;
+pub mod seccomp;
 
 use std::fmt;
 use std::str::FromStr;

@@ -11,6 +11,7 @@ pub mod landlock;
 pub mod mount;
 pub mod network;
 pub mod process;
+pub mod seccomp;
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{BorrowedFd, OwnedFd};
