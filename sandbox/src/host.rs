@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::ids::{Pool, Subordinate};
+use crate::layers::cgroup::Layout;
 use crate::sys;
 
 /// The facts that a plan depends on. Plain data: a test can make one up.
@@ -27,6 +28,10 @@ pub struct Host {
     pub no_user_namespaces: Option<(String, String)>,
     /// Why no new procfs can be mounted, and what to do about it.
     pub masked_proc: Option<(String, String)>,
+    /// Whether RLIMIT_NPROC is counted per user namespace (Linux 5.14).
+    pub counts_processes_per_namespace: bool,
+    /// Where control groups are, or why that is not known. Asked only when a limit may need one.
+    pub cgroups: Result<Layout, String>,
     /// Hard limit of open files, `None` for unlimited.
     pub open_files_hard: Option<u64>,
     /// `/dev/kvm`, or why it is unusable and what to do about it.
@@ -51,6 +56,8 @@ pub struct Wanted {
     pub kvm: bool,
     /// Whether a range of ids is of interest.
     pub range: bool,
+    /// Whether control groups are of interest.
+    pub cgroups: bool,
 }
 
 impl Host {
@@ -60,11 +67,18 @@ impl Host {
         let gid = nix::unistd::getegid().as_raw();
         let uname = nix::sys::utsname::uname();
         let privileged = uid == 0 && has_capabilities();
+        let release = uname.map(|uname| uname.release().to_string_lossy().into_owned()).unwrap_or_default();
         Self {
+            counts_processes_per_namespace: at_least(&release, (5, 14)),
+            cgroups: if wanted.cgroups {
+                Layout::detect().map_err(|error| error.to_string())
+            } else {
+                Err("not asked".to_owned())
+            },
             uid,
             gid,
             privileged,
-            release: uname.map(|uname| uname.release().to_string_lossy().into_owned()).unwrap_or_default(),
+            release,
             memory: memory(),
             landlock: sys::landlock::version(),
             mount_setattr: sys::mount::has_mount_setattr(),
@@ -88,8 +102,8 @@ impl Host {
         }
     }
 
-    /// A host that has all that a room can ask for, made up: what is planned for it is the same on every machine, so that tests can
-    /// pin plans and documents can show them.
+    /// A host that has all that a room can ask for but control groups, made up: what is planned for it is the same on every machine,
+    /// so that tests can pin plans and documents can show them.
     pub fn made_up(privileged: bool) -> Self {
         let (uid, gid) = if privileged { (0, 0) } else { (1000, 1000) };
         let not_asked = "not asked".to_owned();
@@ -103,6 +117,8 @@ impl Host {
             mount_setattr: true,
             no_user_namespaces: None,
             masked_proc: None,
+            counts_processes_per_namespace: true,
+            cgroups: Err(not_asked.clone()),
             open_files_hard: Some(1 << 20),
             kvm: Ok(Kvm { group_needed: privileged.then_some(104) }),
             subordinate: if privileged {
@@ -123,6 +139,12 @@ impl Host {
 /// Where locks and other things that end with a boot are kept by root.
 pub fn run_directory() -> &'static Path {
     Path::new("/run/anchorhold")
+}
+
+/// Whether a kernel release is this version or newer; an unreadable one is old.
+fn at_least(release: &str, wanted: (u32, u32)) -> bool {
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= wanted)
 }
 
 fn has_capabilities() -> bool {

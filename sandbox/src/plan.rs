@@ -28,6 +28,10 @@ pub enum Stage {
     Birth,
     /// The other namespaces, made by the first process itself so that nobody else holds them.
     Enter,
+    /// Before the cgroup namespace, whose root is the group that its maker is in.
+    Join,
+    /// The cgroup namespace.
+    EnterCgroup,
     /// What the network needs while its owner still has a capability over it.
     Network,
     /// The new root must be mounted before anything can be attached below it.
@@ -38,14 +42,14 @@ pub enum Stage {
     Devices,
     /// A new procfs is allowed only while the host's is in sight.
     Proc,
-    /// Needs procfs.
-    ProcCovers,
-    /// Written while `/proc/sys` can still be written.
-    NamespaceLimits,
-    /// Everything becomes read-only.
+    /// The tree becomes read-only.
     Seal,
     /// The old root goes.
     Pivot,
+    /// Written while `/proc/sys` can still be written.
+    NamespaceLimits,
+    /// Parts of `/proc` are covered, `/proc/sys` becomes read-only.
+    ProcCovers,
     /// The second user namespace: from here on nothing of the above can be undone.
     Lock,
     /// Keyring, session, standard streams, personality, current directory.
@@ -129,7 +133,8 @@ impl Plan {
         let Draft { mut steps, weakenings } = draft;
         // Stable: layers keep their order within a stage.
         steps.sort_by_key(|step| step.stage);
-        let takes_ids = steps.iter().any(|step| matches!(step.action, Action::Identity(identity::Action::Reserve { .. })));
+        let takes_ids =
+            steps.iter().any(|step| matches!(step.action, Action::Identity(identity::Action::Reserve { .. })));
         let ids = match (&host.ids, takes_ids) {
             (Ok(pool), true) => Some(pool.clone()),
             (Err(why), true) => {
@@ -180,6 +185,6 @@ impl Draft {
 impl Action {
     /// Whether only the supervisor, outside, can do it, at whatever stage.
     fn is_the_supervisors(&self) -> bool {
-        matches!(self, Self::Identity(identity::Action::MapRange { .. }))
+        matches!(self, Self::Identity(identity::Action::MapRange { .. }) | Self::Cgroup(_))
     }
 }

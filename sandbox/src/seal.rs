@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::layers::{self, Layer, namespaces::Kind};
+use crate::layers::{self, Layer, cgroup::Cgroup, namespaces::Kind};
 use crate::plan::{Plan, Weakening};
 use crate::room::Profile;
 use crate::site::Note;
@@ -144,6 +144,8 @@ pub struct View<'a> {
     pub mounts: Vec<MountLine>,
     /// The supervisor's own session keyring.
     pub own_keyring: &'a str,
+    /// The room's control group.
+    pub cgroup: Option<&'a Cgroup>,
     /// What shares of memory were computed from, in bytes.
     pub memory: u64,
     status: String,
@@ -157,12 +159,19 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// When procfs does not show the process.
-    pub fn read_from_kernel(pid: Pid, plan: &'a Plan, notes: &'a [Note], own_keyring: &'a str) -> io::Result<Self> {
+    pub fn read_from_kernel(
+        pid: Pid,
+        plan: &'a Plan,
+        notes: &'a [Note],
+        own_keyring: &'a str,
+        cgroup: Option<&'a Cgroup>,
+    ) -> io::Result<Self> {
         let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
         Ok(Self {
             pid,
             mounts: MountLine::parse_all(&read("mountinfo")?),
             own_keyring,
+            cgroup,
             memory: plan.memory,
             status: read("status")?,
             stat: read("stat")?,
@@ -273,7 +282,9 @@ pub fn seal(plan: &Plan, view: &View<'_>) -> Result<Seal, Error> {
     Ok(Seal {
         version: 1,
         made_by: concat!("anchorhold ", env!("CARGO_PKG_VERSION")),
-        kernel: nix::sys::utsname::uname().map(|uname| uname.release().to_string_lossy().into_owned()).unwrap_or_default(),
+        kernel: nix::sys::utsname::uname()
+            .map(|uname| uname.release().to_string_lossy().into_owned())
+            .unwrap_or_default(),
         profile: room.profile,
         layers: sealed,
     })
@@ -289,7 +300,10 @@ mod tests {
                      37 35 0:5 / / ro,nosuid - tmpfs none rw\n";
         let lines = MountLine::parse_all(table);
         assert_eq!(lines.len(), 2);
-        assert_eq!((lines[0].point.as_str(), lines[0].propagation.as_str(), lines[0].kind.as_str()), ("/mnt2", "master:1 shared:2", "ext3"));
+        assert_eq!(
+            (lines[0].point.as_str(), lines[0].propagation.as_str(), lines[0].kind.as_str()),
+            ("/mnt2", "master:1 shared:2", "ext3")
+        );
         assert!(lines[1].has("ro") && lines[1].has("nosuid") && !lines[1].has("no") && lines[1].propagation.is_empty());
     }
 }

@@ -226,7 +226,7 @@ fn limits_are_figures_that_can_be_kept() {
     }
     refused(Layer::Limits, |room| room.limits.open_files = Some((1 << 20) + 1));
     for cpu in [0.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0001] {
-        refused(Layer::Limits, |room| room.limits.cpu = Some(cpu));
+        refused(Layer::Cgroup, |room| room.limits.cpu = Some(cpu));
     }
     for weight in [0, 10_001, u32::MAX] {
         refused(Layer::Limits, |room| room.limits.cpu_weight = Some(weight));

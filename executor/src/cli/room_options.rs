@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anchorhold_sandbox::Layer;
 use anchorhold_sandbox::host::Wanted;
 use anchorhold_sandbox::quantity::{Duration, Size};
-use anchorhold_sandbox::room::{Entry, Network, NetworkMode, Outside, Output, ProcSource, Profile, Room, Stdin};
+use anchorhold_sandbox::room::{Entry, Network, NetworkMode, Output, Outside, ProcSource, Profile, Room, Stdin};
 use anchorhold_sandbox::text::Text;
 use clap::Args;
 
@@ -160,7 +160,11 @@ fn proc_source(word: &str) -> Result<ProcSource, String> {
 impl RoomOptions {
     /// What of the host the plan will depend on.
     pub fn wanted(&self, room: &Room) -> Wanted {
-        Wanted { kvm: room.devices.kvm, range: room.identity.outside == Outside::Range }
+        Wanted {
+            kvm: room.devices.kvm,
+            range: room.identity.outside == Outside::Range,
+            cgroups: anchorhold_sandbox::layers::cgroup::may_be_asked(&room.limits),
+        }
     }
 
     /// The room.
@@ -200,7 +204,12 @@ impl RoomOptions {
         room.mounts.extend(self.ro.iter().map(|path| Entry::bind(path, false)));
         room.mounts.extend(self.rw.iter().map(|path| Entry::bind(path, true)));
         for inside in &self.tmpfs {
-            room.mounts.push(Entry::Tmpfs { inside: inside.clone(), size: Size::Share(50), mode: 0o1777, noexec: false });
+            room.mounts.push(Entry::Tmpfs {
+                inside: inside.clone(),
+                size: Size::Share(50),
+                mode: 0o1777,
+                noexec: false,
+            });
         }
         if let Some(bound) = self.tmpfs_size {
             for entry in &mut room.mounts {

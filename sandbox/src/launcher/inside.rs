@@ -30,11 +30,7 @@ pub fn interpret(
     for number in range {
         let step = &plan.steps[number];
         let begun = options.timing.then(Instant::now);
-        let done = if step.place == place {
-            do_step(plan, number, site, options)
-        } else {
-            hand_over(number, hatch)
-        };
+        let done = if step.place == place { do_step(plan, number, site, options) } else { hand_over(number, hatch) };
         done.map_err(|trouble| (number, trouble))?;
         if let Some(begun) = begun {
             timings.push((number, begun.elapsed().as_nanos() as u64));
@@ -124,7 +120,13 @@ impl Command {
             arguments: plan.room.arguments().into_iter().map(|argument| c_string(argument.into_vec())).collect(),
             environment: process.environment.iter().map(variable).collect(),
             search: path
-                .map(|path| path.0.as_bytes().split(|byte| *byte == b':').map(|part| OsStr::from_bytes(part).to_owned()).collect())
+                .map(|path| {
+                    path.0
+                        .as_bytes()
+                        .split(|byte| *byte == b':')
+                        .map(|part| OsStr::from_bytes(part).to_owned())
+                        .collect()
+                })
                 .unwrap_or_default(),
         }
     }
@@ -137,7 +139,11 @@ impl Command {
         }
         let mut answer = Errno::ENOENT;
         for directory in self.search.iter().filter(|directory| !directory.is_empty()) {
-            match process::exec(Path::new(directory).join(&self.program).as_os_str(), &self.arguments, &self.environment) {
+            match process::exec(
+                Path::new(directory).join(&self.program).as_os_str(),
+                &self.arguments,
+                &self.environment,
+            ) {
                 Errno::ENOENT | Errno::ENOTDIR => {}
                 Errno::EACCES => answer = Errno::EACCES,
                 other => return other,

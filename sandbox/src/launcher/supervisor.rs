@@ -15,6 +15,8 @@ use super::message::{Answer, Hatch, Report};
 use super::pump::{self, Pump, Read};
 use super::{Options, Sink, Stream, warden};
 use crate::error::{Error, StepFailure};
+use crate::layers::Action;
+use crate::layers::cgroup::{self, Cgroup};
 use crate::outcome::{Account, End, Outcome, Timing, seconds, status_in_words};
 use crate::plan::{Place, Plan};
 use crate::seal::{self, Seal, View};
@@ -77,23 +79,72 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
         Ok(made) => made,
         Err(error) => {
             room.end();
+            let _ = remove_cgroup(&mut site);
             return Err(error);
         }
     };
     if let Err(errno) = hatch.send(&Answer::Go, None) {
         room.end();
+        let _ = remove_cgroup(&mut site);
         return Err(Error::supervisor("starting the command", errno));
     }
     clock.lap("go");
 
-    let watch = Watch { plan, signals, pump, hatch: Some(hatch), sink, begun, heard: Instant::now(), output_bytes: 0 };
+    let watch = Watch {
+        plan,
+        signals,
+        pump,
+        hatch: Some(hatch),
+        cgroup: site.cgroup.as_ref(),
+        sink,
+        begun,
+        heard: Instant::now(),
+        output_bytes: 0,
+    };
     let watched = watch.to_the_end(&mut room);
     let outcome = finish(plan, &mut room, watched);
     clock.lap("payload");
-    let (end, mut account) = outcome?;
+    let used = site.cgroup.as_ref().map(|group| (group.account(), ran_out_of_memory(group), group.read_back().err()));
+    let removed = remove_cgroup(&mut site);
+    let (mut end, mut account) = outcome?;
+    if let Some((counted, out_of_memory, changed)) = used {
+        add_counted(&mut account, &counted);
+        if out_of_memory && end != End::Exited(0) {
+            end = End::Memory;
+        }
+        if let Some(error) = changed {
+            return Err(Error::supervisor(
+                "a limit of the room's control group did not last",
+                std::io::Error::other(error),
+            ));
+        }
+    }
+    removed?;
     account.wall_seconds = begun.elapsed().as_secs_f64();
     clock.steps.extend(timings);
     Ok(Outcome { end, account, seal, timings: clock.into_timings(plan) })
+}
+
+fn ran_out_of_memory(group: &Cgroup) -> bool {
+    group.oom_kills().is_some_and(|kills| kills > 0)
+}
+
+fn remove_cgroup(site: &mut Site<'_>) -> Result<(), Error> {
+    site.cgroup
+        .take()
+        .map_or(Ok(()), Cgroup::remove)
+        .map_err(|error| Error::supervisor("removing the room's control group", std::io::Error::other(error)))
+}
+
+/// Takes over what the control group counted: it knows of processes that nobody waited for.
+fn add_counted(account: &mut Account, counted: &cgroup::Account) {
+    let seconds = |microseconds: u64| microseconds as f64 / 1e6;
+    account.user_seconds = counted.cpu_user_us.map_or(account.user_seconds, seconds);
+    account.system_seconds = counted.cpu_system_us.map_or(account.system_seconds, seconds);
+    account.peak_memory_bytes = counted.memory_peak;
+    account.peak_processes = counted.pids_peak;
+    account.disk_read_bytes = counted.io_read;
+    account.disk_written_bytes = counted.io_written;
 }
 
 /// The set-up, up to the moment before the payload's exec.
@@ -106,6 +157,8 @@ fn make(
     clock: &mut Clock,
 ) -> Result<(Seal, Vec<(usize, u64)>), Error> {
     let own_keyring = process::session_keyring().map(|serial| serial.to_string()).unwrap_or_default();
+    // The one step that is done ahead of its turn: see `Report::Born`.
+    let joining = plan.steps.iter().position(|step| matches!(step.action, Action::Cgroup(cgroup::Action::Join)));
     loop {
         let said = hatch.receive::<Report>().map_err(|errno| Error::supervisor("listening to the room", errno))?;
         let Some((report, _descriptor)) = said else {
@@ -117,12 +170,17 @@ fn make(
                 let pidfd = process::pidfd_open(pid).map_err(|errno| Error::supervisor("pidfd_open", errno))?;
                 room.first = Some((pid, pidfd));
                 site.child = Some(pid);
+                // Moving a process between control groups can wait for an RCU grace period, 5 to 20 ms: let the room
+                // be built meanwhile. The room comes to this step before anything depends on it.
+                if let Some(number) = joining {
+                    take_turn(plan, number, site, options, clock)?;
+                }
                 clock.lap("until the first process is born");
             }
             Report::Turn(number) => {
-                let begun = Instant::now();
-                do_step(plan, number, site, options).map_err(|trouble| failure(plan, number, &trouble))?;
-                clock.step(number, begun.elapsed());
+                if joining != Some(number) {
+                    take_turn(plan, number, site, options, clock)?;
+                }
                 hatch.send(&Answer::Done, None).map_err(|errno| Error::supervisor("answering the room", errno))?;
             }
             Report::Failed { step, errno, detail } => {
@@ -132,7 +190,7 @@ fn make(
             Report::NoExec { errno } => return Err(no_exec(plan, Errno::from_raw(errno))),
             Report::Ready { notes, timings } => {
                 clock.lap("until the room stands");
-                let seal = read_back(plan, room, &notes, &own_keyring)?;
+                let seal = read_back(plan, room, &notes, &own_keyring, site.cgroup.as_ref())?;
                 clock.lap("reading the seal back");
                 return Ok((seal, timings));
             }
@@ -140,9 +198,28 @@ fn make(
     }
 }
 
-fn read_back(plan: &Plan, room: &Processes, notes: &[Note], own_keyring: &str) -> Result<Seal, Error> {
+fn take_turn(
+    plan: &Plan,
+    number: usize,
+    site: &mut Site<'_>,
+    options: Options,
+    clock: &mut Clock,
+) -> Result<(), StepFailure> {
+    let begun = Instant::now();
+    do_step(plan, number, site, options).map_err(|trouble| failure(plan, number, &trouble))?;
+    clock.step(number, begun.elapsed());
+    Ok(())
+}
+
+fn read_back(
+    plan: &Plan,
+    room: &Processes,
+    notes: &[Note],
+    own_keyring: &str,
+    cgroup: Option<&Cgroup>,
+) -> Result<Seal, Error> {
     let pid = room.first.as_ref().map(|(pid, _)| *pid).ok_or_else(|| Error::SetUpDied { how: "unborn".into() })?;
-    let view = View::read_from_kernel(pid, plan, notes, own_keyring)
+    let view = View::read_from_kernel(pid, plan, notes, own_keyring, cgroup)
         .map_err(|error| Error::supervisor(format!("reading /proc/{pid}"), error))?;
     seal::seal(plan, &view)
 }
@@ -229,6 +306,7 @@ struct Watch<'a> {
     signals: Signals,
     pump: Pump,
     hatch: Option<Hatch>,
+    cgroup: Option<&'a Cgroup>,
     sink: &'a mut dyn Sink,
     begun: Instant,
     heard: Instant,
@@ -296,7 +374,15 @@ impl Watch<'_> {
         if limits.time.is_some_and(|limit| self.begun.elapsed() >= limit.std()) {
             return Some(End::Time);
         }
+        // Cgroup v1 ends one process of a room that is out of memory; the rest would go on without it.
+        if self.watches_memory() && self.cgroup.is_some_and(ran_out_of_memory) {
+            return Some(End::Memory);
+        }
         limits.silence.is_some_and(|limit| self.heard.elapsed() >= limit.std()).then_some(End::Silence)
+    }
+
+    fn watches_memory(&self) -> bool {
+        self.cgroup.is_some() && self.plan.room.limits.memory.is_some()
     }
 
     fn next_deadline(&self) -> PollTimeout {
@@ -304,7 +390,9 @@ impl Watch<'_> {
         let left = |limit: Option<crate::quantity::Duration>, since: Instant| {
             limit.map(|limit| limit.std().saturating_sub(since.elapsed()))
         };
-        let nearest = [left(limits.time, self.begun), left(limits.silence, self.heard)].into_iter().flatten().min();
+        let look_again = self.watches_memory().then_some(Duration::from_millis(200));
+        let nearest =
+            [left(limits.time, self.begun), left(limits.silence, self.heard), look_again].into_iter().flatten().min();
         match nearest {
             // One more millisecond: poll rounds down, and waking early would mean to spin.
             Some(left) => PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),

@@ -10,15 +10,22 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::Options;
 use super::inside::{fail, interpret, live};
 use super::message::{Hatch, Report};
-use super::Options;
 use crate::plan::{Place, Plan};
 use crate::site::{Site, Trouble};
 use crate::sys::process::{Forked, close_all_but, exit_now, fork_sibling, pidfd_signal};
 
 /// The warden's whole life. `leash` ends when the supervisor does.
-pub fn live_as_warden(plan: &Plan, first_step: usize, mut site: Site<'_>, hatch: Hatch, leash: OwnedFd, options: Options) -> ! {
+pub fn live_as_warden(
+    plan: &Plan,
+    first_step: usize,
+    mut site: Site<'_>,
+    hatch: Hatch,
+    leash: OwnedFd,
+    options: Options,
+) -> ! {
     // The child of a fork leads no process group, so this cannot fail.
     let _ = nix::unistd::setsid();
     let born = plan.steps.iter().position(|step| step.place == Place::Room).unwrap_or(plan.steps.len());
@@ -45,10 +52,7 @@ pub fn live_as_warden(plan: &Plan, first_step: usize, mut site: Site<'_>, hatch:
 
 fn watch(leash: &OwnedFd, room: &OwnedFd) -> ! {
     loop {
-        let mut waited = [
-            PollFd::new(leash.as_fd(), PollFlags::POLLIN),
-            PollFd::new(room.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut waited = [PollFd::new(leash.as_fd(), PollFlags::POLLIN), PollFd::new(room.as_fd(), PollFlags::POLLIN)];
         match poll(&mut waited, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
             Err(_) => {}

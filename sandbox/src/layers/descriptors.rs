@@ -88,11 +88,9 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
             Err(errno) => return Err(errno.into()),
         },
         Action::Streams { .. } => {
-            for (number, stream) in [
-                (0, site.streams.stdin.take()),
-                (1, site.streams.stdout.take()),
-                (2, site.streams.stderr.take()),
-            ] {
+            for (number, stream) in
+                [(0, site.streams.stdin.take()), (1, site.streams.stdout.take()), (2, site.streams.stderr.take())]
+            {
                 if let Some(stream) = stream {
                     site.sys.set_standard_stream(stream.as_fd(), number)?;
                 }

@@ -187,4 +187,3 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     }
     finding
 }
-

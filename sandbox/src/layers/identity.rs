@@ -138,7 +138,10 @@ impl fmt::Display for Action {
             Self::MapRange { .. } => f.write_str("have the supervisor map the range of ids"),
             Self::BecomeInside { uid, gid } => write!(f, "become uid {uid}, gid {gid} inside"),
             Self::Lock { uid, gid, length } => {
-                write!(f, "enter a second user namespace (uid {uid}, gid {gid}, {length} id(s)) that owns nothing of the room")
+                write!(
+                    f,
+                    "enter a second user namespace (uid {uid}, gid {gid}, {length} id(s)) that owns nothing of the room"
+                )
             }
         }
     }
@@ -237,7 +240,9 @@ fn choose(room: &Room, host: &Host) -> Result<Ids, Refusal> {
                 "the caller's subordinate ids begin with 0, and no id of a room is ever the kernel's uid 0 or gid 0",
                 "give this user other ids in /etc/subuid and /etc/subgid",
             ),
-            Ok(found) => Ok(Ids::Subordinate { uid: found.uid, gid: found.gid, length: found.length.min(RANGE_LENGTH) }),
+            Ok(found) => {
+                Ok(Ids::Subordinate { uid: found.uid, gid: found.gid, length: found.length.min(RANGE_LENGTH) })
+            }
             Err(why) => refuse(
                 "a range of ids",
                 why,

@@ -133,18 +133,9 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
     Ok(())
 }
 
-/// Figures that no kernel could keep, whichever layer they are for: a mistake, which must not come out as "no limit".
+/// Figures that no kernel could keep, whichever layer they are for.
 fn refuse_impossible(limits: &Limits, memory: u64) -> Result<(), Refusal> {
     let refuse = |what: String, why: &str, fix: &str| Err(Refusal::new(Layer::Limits, what, why, fix));
-    if let Some(cpu) = limits.cpu
-        && !(cpu.is_finite() && cpu >= LEAST_CPU)
-    {
-        return refuse(
-            format!("cpu = {cpu}"),
-            "it is a number of processors, and the kernel grants at least a hundredth of one",
-            "give a number such as 1.5",
-        );
-    }
     for (name, weight) in [("cpu-weight", limits.cpu_weight), ("io-weight", limits.io_weight)] {
         if let Some(weight) = weight
             && !(1..=10_000).contains(&weight)
@@ -157,9 +148,6 @@ fn refuse_impossible(limits: &Limits, memory: u64) -> Result<(), Refusal> {
     }
     Ok(())
 }
-
-/// The least quota of `cpu.max` is 1 ms in a period of 100 ms (kernel/sched/core.c, `min_cfs_quota_period`).
-const LEAST_CPU: f64 = 0.01;
 
 pub(super) fn apply(Action::Set { resource, most }: &Action, site: &mut Site<'_>) -> Outcome {
     // A hard limit cannot be raised: where the caller's own is lower already, that is the stricter one and stays.

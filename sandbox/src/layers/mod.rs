@@ -14,9 +14,11 @@ pub mod keyring;
 pub mod landlock;
 pub mod limits;
 pub mod namespaces;
+pub mod network;
 pub mod proc;
 pub mod process;
 pub mod root;
+pub mod seccomp;
 
 use std::fmt;
 use std::str::FromStr;
@@ -206,6 +208,7 @@ layers! {
     Keyring => keyring,
     Descriptors => descriptors,
     Limits => limits,
+    Cgroup => cgroup,
     Capabilities => capabilities,
     Landlock => landlock,
     Process => process,

@@ -152,14 +152,16 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         late.push(Kind::Net);
     }
     if whole {
-        late.extend([Kind::Ipc, Kind::Uts, Kind::Cgroup]);
+        late.extend([Kind::Ipc, Kind::Uts]);
+        if crate::layers::cgroup::asked(room, host).is_nothing() {
+            late.push(Kind::Cgroup);
+        } else {
+            draft.add(Stage::EnterCgroup, Action::Unshare(vec![Kind::Cgroup]));
+        }
     }
     draft.add(Stage::Enter, Action::Unshare(late));
     if whole {
-        draft.add(
-            Stage::Enter,
-            Action::Name { host: room.names.host.clone(), domain: room.names.domain.clone() },
-        );
+        draft.add(Stage::Enter, Action::Name { host: room.names.host.clone(), domain: room.names.domain.clone() });
         // One user namespace is still to come: the one that locks the room. See `identity`.
         let own = u32::from(room.has(Layer::Identity));
         match room.profile {
@@ -182,7 +184,9 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
         }
         Action::ZeroClocks => {
             // Offsets are subtracted from what the host's clocks show, so the room's begin near zero.
-            for (clock, id) in [("monotonic", nix::time::ClockId::CLOCK_MONOTONIC), ("boottime", nix::time::ClockId::CLOCK_BOOTTIME)] {
+            for (clock, id) in
+                [("monotonic", nix::time::ClockId::CLOCK_MONOTONIC), ("boottime", nix::time::ClockId::CLOCK_BOOTTIME)]
+            {
                 let now = nix::time::clock_gettime(id)?;
                 let line = format!("{clock} {} 0\n", -now.tv_sec());
                 site.sys.write_kernel_file(Path::new("/proc/self/timens_offsets"), line.as_bytes())?;
@@ -190,7 +194,7 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
         }
         Action::Allow { kind, most } => {
             let path = format!("/proc/sys/user/max_{}_namespaces", kind.name());
-            site.write_room_file(Path::new(&path), most.to_string().as_bytes())?;
+            site.sys.write_kernel_file(Path::new(&path), most.to_string().as_bytes())?;
         }
         Action::Name { host, domain } => {
             site.sys.set_hostname(host)?;

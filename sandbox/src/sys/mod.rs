@@ -5,11 +5,13 @@
 //! can refuse the n-th. All `unsafe` code of the project lives below this folder, one call per function, each
 //! with the reason why it is sound; the rest of the crate is checked by `#![deny(unsafe_code)]`.
 
+pub mod device;
 pub mod file;
 pub mod landlock;
 pub mod mount;
+pub mod network;
 pub mod process;
-pub mod device;
+pub mod seccomp;
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -52,6 +54,8 @@ pub trait Sys {
     fn new_filesystem(&self, kind: &str, options: &[(&str, &str)], flags: MountFlags) -> Result<OwnedFd>;
     /// mount(2), the classic call, for kernels before 5.12.
     fn mount(&self, source: &Path, target: &Path, kind: Option<&str>, flags: u64, data: Option<&str>) -> Result<()>;
+    /// mount(2) with `MS_BIND`: the source's own restrictions are inherited.
+    fn bind(&self, source: &Path, target: &Path) -> Result<()>;
     /// pivot_root(2) of the current directory over itself: the old root ends up mounted on top of the new one.
     fn pivot_root_here(&self) -> Result<()>;
     /// umount2(2) of the current directory with `MNT_DETACH`.
@@ -103,10 +107,8 @@ pub trait Sys {
     /// Makes standard input the controlling terminal (`TIOCSCTTY`).
     fn set_controlling_terminal(&self) -> Result<()>;
 
-    /// openat(2) for writing, of what exists.
-    fn open_write(&self, dir: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd>;
-    /// Whether there is something of this name (faccessat(2), not following).
-    fn exists(&self, dir: BorrowedFd<'_>, name: &Path) -> bool;
+    /// The mode of what is at a path, `None` where there is nothing.
+    fn mode(&self, path: &Path) -> Option<u32>;
     /// The file type bits of what a descriptor stands for.
     fn file_type(&self, fd: BorrowedFd<'_>) -> Result<SFlag>;
     /// The numbers of a character device, `None` for anything else.
@@ -157,6 +159,10 @@ impl Sys for Kernel {
 
     fn mount(&self, source: &Path, target: &Path, kind: Option<&str>, flags: u64, data: Option<&str>) -> Result<()> {
         nix::mount::mount(Some(source), target, kind, nix::mount::MsFlags::from_bits_retain(flags), data)
+    }
+
+    fn bind(&self, source: &Path, target: &Path) -> Result<()> {
+        nix::mount::mount(Some(source), target, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>)
     }
 
     fn pivot_root_here(&self) -> Result<()> {
@@ -254,12 +260,8 @@ impl Sys for Kernel {
         device::set_controlling()
     }
 
-    fn open_write(&self, dir: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd> {
-        file::open_write(dir, name)
-    }
-
-    fn exists(&self, dir: BorrowedFd<'_>, name: &Path) -> bool {
-        file::exists(dir, name)
+    fn mode(&self, path: &Path) -> Option<u32> {
+        nix::sys::stat::lstat(path).ok().map(|found| found.st_mode)
     }
 
     fn file_type(&self, fd: BorrowedFd<'_>) -> Result<SFlag> {

@@ -94,13 +94,7 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
 pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     // SAFETY: a null siginfo means the one that kill(2) would send; no other pointer is passed.
     let answer = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
     };
     Errno::result(answer).map(drop)
 }
@@ -270,8 +264,7 @@ pub fn session_keyring() -> Result<i64> {
 /// See [`super::Sys::close_on_exec_from`].
 pub(super) fn close_on_exec_from(first: u32) -> Result<()> {
     // SAFETY: close_range with CLOSE_RANGE_CLOEXEC closes nothing now; it takes no pointer.
-    let answer =
-        unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    let answer = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     match Errno::result(answer) {
         Ok(_) => Ok(()),
         // Linux before 5.9 lacks the call, before 5.11 the flag.
@@ -303,7 +296,13 @@ pub const LOCKED_SECURE_BITS: libc::c_int = {
     const NO_SETUID_FIXUP: libc::c_int = 1 << 2;
     const KEEP_CAPS_LOCKED: libc::c_int = 1 << 5;
     const NO_CAP_AMBIENT_RAISE: libc::c_int = 1 << 6;
-    NOROOT | NOROOT << 1 | NO_SETUID_FIXUP | NO_SETUID_FIXUP << 1 | KEEP_CAPS_LOCKED | NO_CAP_AMBIENT_RAISE | NO_CAP_AMBIENT_RAISE << 1
+    NOROOT
+        | NOROOT << 1
+        | NO_SETUID_FIXUP
+        | NO_SETUID_FIXUP << 1
+        | KEEP_CAPS_LOCKED
+        | NO_CAP_AMBIENT_RAISE
+        | NO_CAP_AMBIENT_RAISE << 1
 };
 
 /// See [`super::Sys::drop_capabilities`].
