@@ -22,6 +22,8 @@ pub struct Host {
     pub memory: u64,
     /// Version of Landlock's interface, 0 for none.
     pub landlock: u32,
+    /// Whether there are open_tree(2), move_mount(2) and fsopen(2) (Linux 5.2).
+    pub open_tree: bool,
     /// Whether there is mount_setattr(2) (Linux 5.12).
     pub mount_setattr: bool,
     /// Why no user namespace can be made, and what to do about it.
@@ -81,6 +83,7 @@ impl Host {
             release,
             memory: memory(),
             landlock: sys::landlock::version(),
+            open_tree: sys::mount::has_open_tree(),
             mount_setattr: sys::mount::has_mount_setattr(),
             no_user_namespaces: no_user_namespaces(privileged),
             masked_proc: masked_proc(),
@@ -114,6 +117,7 @@ impl Host {
             release: "6.12.0".into(),
             memory: 8 << 30,
             landlock: 6,
+            open_tree: true,
             mount_setattr: true,
             no_user_namespaces: None,
             masked_proc: None,

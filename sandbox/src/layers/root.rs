@@ -1,7 +1,8 @@
 //! The tree: a small read-only tmpfs as the root, and in it exactly what the room was given, each mount with its restrictions.
 //!
 //! Trees of the host are cloned detached (open_tree(2)), restricted while nobody can reach them (mount_setattr(2)), and only then attached
-//! (move_mount(2)): there is no moment at which a mount is visible with less than its restrictions.
+//! (move_mount(2)): there is no moment at which a mount is visible with less than its restrictions. Before Linux 5.12 there
+//! is one, in which nobody looks: see [`crate::sys::one_by_one`].
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,6 +45,8 @@ pub enum Action {
         /// Whether it may be missing.
         optional: bool,
     },
+    /// Has mounts restricted after they are attached, each by itself, for want of mount_setattr(2).
+    RestrictOneByOne,
     /// The tmpfs that becomes the root.
     NewRoot {
         /// Its bound in bytes.
@@ -110,6 +113,9 @@ impl fmt::Display for Action {
                     if *optional { ", if it is there" } else { "" }
                 )
             }
+            Self::RestrictOneByOne => f.write_str(
+                "restrict each mount by itself from here on, once it is attached, and read it back: there is no mount_setattr(2)",
+            ),
             Self::NewRoot { size } => write!(f, "mount a tmpfs of {size} bytes as the new root"),
             Self::Bind { outside, inside, flags, optional, .. } => {
                 write!(f, "bind {} at {} ({})", outside.display(), inside.display(), flags.words().join(","))?;
@@ -141,6 +147,13 @@ const OWN_PLACES: [&str; 2] = ["/proc", "/dev"];
 
 pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Refusal> {
     let refuse = |what: String, why: &str, fix: &str| Err(Refusal::new(Layer::Root, what, why, fix));
+    if !host.open_tree {
+        return refuse(
+            "mounts by descriptor".into(),
+            "there are no open_tree(2), move_mount(2) and fsopen(2) here (Linux 5.2)",
+            "use a newer kernel, or let the system call filter of the container around us pass them",
+        );
+    }
     let mut entries: Vec<&Entry> = room.mounts.iter().collect();
     // Outer before inner: a parent path sorts before what is below it.
     entries.sort_by(|a, b| a.inside().cmp(b.inside()));
@@ -193,6 +206,9 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
     }
 
     let restrict = |flags: MountFlags| if room.has(Layer::Root) { flags } else { MountFlags::default() };
+    if !host.mount_setattr {
+        draft.add(Stage::NewRoot, Action::RestrictOneByOne);
+    }
     draft.add(Stage::NewRoot, Action::NewRoot { size: room.root.size.bytes(host.memory) });
     let mut opened = 0;
     for entry in entries {
@@ -238,6 +254,7 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
             let tree = open(site, path, *optional)?;
             site.sources.push(tree);
         }
+        Action::RestrictOneByOne => site.sys.restrict_one_by_one()?,
         Action::NewRoot { size } => {
             let options = [("size", size.to_string()), ("mode", "0755".into()), ("nr_inodes", "65536".into())];
             let options: Vec<_> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();

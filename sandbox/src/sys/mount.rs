@@ -114,6 +114,13 @@ pub fn mount_setattr(
     Errno::result(answer).map(drop)
 }
 
+/// Whether this kernel has open_tree(2), and with it move_mount(2) and fsopen(2), which came together; asked with a flag that there is not.
+pub fn has_open_tree() -> bool {
+    // SAFETY: the path is a literal, and the kernel refuses the flags before it reads it.
+    let answer = unsafe { libc::syscall(libc::SYS_open_tree, -1, c"".as_ptr(), libc::c_uint::MAX) };
+    Errno::result(answer) == Err(Errno::EINVAL)
+}
+
 /// Whether this kernel has mount_setattr(2); asked with a descriptor that cannot exist.
 pub fn has_mount_setattr() -> bool {
     // SAFETY: no pointer is read: the kernel refuses the size of zero before anything else.
