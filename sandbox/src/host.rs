@@ -5,6 +5,8 @@ use std::path::Path;
 
 use crate::ids::{Pool, Subordinate};
 use crate::layers::cgroup::Layout;
+use crate::layers::network::WayOut;
+use crate::layers::network::pasta::{Missing, RunAs};
 use crate::sys;
 
 /// The facts that a plan depends on. Plain data: a test can make one up.
@@ -34,6 +36,8 @@ pub struct Host {
     pub counts_processes_per_namespace: bool,
     /// Where control groups are, or why that is not known. Asked only when a limit may need one.
     pub cgroups: Result<Layout, String>,
+    /// What there is for a network with a way out, or what is missing. Asked only when such a network is wanted.
+    pub way_out: Result<WayOut, Missing>,
     /// Hard limit of open files, `None` for unlimited.
     pub open_files_hard: Option<u64>,
     /// `/dev/kvm`, or why it is unusable and what to do about it.
@@ -60,6 +64,8 @@ pub struct Wanted {
     pub range: bool,
     /// Whether control groups are of interest.
     pub cgroups: bool,
+    /// Whether a network with a way out is of interest.
+    pub way_out: bool,
 }
 
 impl Host {
@@ -76,6 +82,13 @@ impl Host {
                 Layout::detect().map_err(|error| error.to_string())
             } else {
                 Err("not asked".to_owned())
+            },
+            way_out: if wanted.way_out {
+                // Which id that is, is known when one is reserved; any unprivileged one has the same to say.
+                let nobody = RunAs::User { uid: 65534, gid: 65534 };
+                WayOut::probe(if privileged { nobody } else { RunAs::Myself })
+            } else {
+                Err(Missing { what: "a way out".into(), why: "not asked".into(), fix: String::new() })
             },
             uid,
             gid,
@@ -123,6 +136,7 @@ impl Host {
             masked_proc: None,
             counts_processes_per_namespace: true,
             cgroups: Err(not_asked.clone()),
+            way_out: Ok(WayOut::made_up(privileged)),
             open_files_hard: Some(1 << 20),
             kvm: Ok(Kvm { group_needed: privileged.then_some(104) }),
             subordinate: if privileged {

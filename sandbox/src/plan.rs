@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::error::Refusal;
 use crate::host::Host;
-use crate::layers::{self, Action, Layer, identity};
+use crate::layers::{self, Action, Layer, identity, network};
 use crate::room::Room;
 
 /// The order that the kernel forces. A layer says in which stage each of its steps belongs; within a stage, steps keep the order of
@@ -32,7 +32,7 @@ pub enum Stage {
     Join,
     /// The cgroup namespace.
     EnterCgroup,
-    /// What the network needs while its owner still has a capability over it.
+    /// The network namespace, made by the warden at the same time as the room's first process does what follows.
     Network,
     /// The new root must be mounted before anything can be attached below it.
     NewRoot,
@@ -42,6 +42,8 @@ pub enum Stage {
     Devices,
     /// A new procfs is allowed only while the host's is in sight.
     Proc,
+    /// The room's first process joins the network, while it still has a capability over it.
+    JoinNetwork,
     /// The tree becomes read-only.
     Seal,
     /// The old root goes.
@@ -150,6 +152,11 @@ impl Plan {
         Ok(Self { room: room.clone(), steps, weakenings, memory: host.memory, ids })
     }
 
+    /// Where the room's first process begins.
+    pub fn birth(&self) -> usize {
+        self.steps.iter().position(|step| step.stage >= Stage::Birth).unwrap_or(self.steps.len())
+    }
+
     /// The steps of one process, with their numbers in the whole plan.
     pub fn steps_of(&self, place: Place) -> impl Iterator<Item = (usize, &Step)> {
         self.steps.iter().enumerate().filter(move |(_, step)| step.place == place)
@@ -170,6 +177,7 @@ impl Draft {
         let place = match stage {
             Stage::Reserve => Place::Supervisor,
             _ if action.is_the_supervisors() => Place::Supervisor,
+            Stage::Network => Place::Warden,
             Stage::OpenSources | Stage::TakeIdentity | Stage::Unshare | Stage::Maps => Place::Warden,
             _ => Place::Room,
         };
@@ -185,6 +193,11 @@ impl Draft {
 impl Action {
     /// Whether only the supervisor, outside, can do it, at whatever stage.
     fn is_the_supervisors(&self) -> bool {
-        matches!(self, Self::Identity(identity::Action::MapRange { .. }) | Self::Cgroup(_))
+        matches!(
+            self,
+            Self::Identity(identity::Action::MapRange { .. })
+                | Self::Cgroup(_)
+                | Self::Network(network::Action::StartPasta(..))
+        )
     }
 }

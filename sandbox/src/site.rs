@@ -15,8 +15,10 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Pool, Reservation};
+use crate::launcher::Hatch;
 use crate::layers::Layer;
 use crate::layers::cgroup::Cgroup;
+use crate::layers::network::pasta::Pasta;
 use crate::sys::{MountFlags, Propagation, Sys};
 
 /// What went wrong in a step: the kernel's answer, and words where it alone says too little.
@@ -94,6 +96,10 @@ pub struct Site<'a> {
     pub reservation: Option<Reservation>,
     /// The ids held in the launcher's user namespace.
     pub held_ids: (u32, u32),
+    /// The kernel ids that were asked for by number.
+    pub given_ids: Option<(u32, u32)>,
+    /// What steps took, where it is known before it is told, in nanoseconds.
+    pub timings: Vec<(usize, u64)>,
     /// The process that a step of the supervisor is about.
     pub child: Option<Pid>,
     /// Detached trees that were opened before ids were given up, by the plan's numbers.
@@ -102,6 +108,12 @@ pub struct Site<'a> {
     pub streams: Streams,
     /// The room's control group, held by the supervisor.
     pub cgroup: Option<Cgroup>,
+    /// pasta, held by the supervisor.
+    pub pasta: Option<Pasta>,
+    /// The warden's word that the network is made, with the network; held by the room's first process.
+    pub bridge: Option<Hatch>,
+    /// The way to the supervisor.
+    pub hatch: Option<Rc<Hatch>>,
     /// What is told to the supervisor.
     pub notes: Vec<Note>,
     /// The listener of the system call filter, until it is handed over.
@@ -122,10 +134,15 @@ impl<'a> Site<'a> {
             ids,
             reservation: None,
             held_ids,
+            given_ids: None,
+            timings: Vec::new(),
             child: None,
             sources: Vec::new(),
             streams: Streams::default(),
             cgroup: None,
+            pasta: None,
+            bridge: None,
+            hatch: None,
             notes: Vec::new(),
             listener: None,
             root: None,
@@ -137,6 +154,24 @@ impl<'a> Site<'a> {
     /// Tells the supervisor a fact for the seal.
     pub fn note(&mut self, layer: Layer, key: &str, value: impl Into<String>) {
         self.notes.push(Note { layer, key: key.into(), value: value.into() });
+    }
+
+    /// The kernel ids that the room runs under, where they were reserved.
+    pub fn room_ids(&self) -> Option<(u32, u32)> {
+        self.given_ids.or_else(|| self.reservation.as_ref().map(|held| (held.first, held.first)))
+    }
+
+    /// Waits for the network namespace that the warden makes.
+    pub fn receive_network(&mut self) -> Result<OwnedFd, Trouble> {
+        let bridge = self.bridge.take().ok_or(Errno::ENOTCONN)?;
+        match bridge.receive::<Vec<(usize, u64)>>()? {
+            Some((timings, Some(namespace))) => {
+                self.timings.extend(timings);
+                Ok(namespace)
+            }
+            // The warden has said why it could not.
+            _ => Err(Errno::ECANCELED.into()),
+        }
     }
 
     /// The room's root directory.
@@ -266,9 +301,9 @@ impl<'a> Site<'a> {
     }
 
     /// Binds a host directory over the same path, plainly: what a room without a layer has instead of it.
-    pub fn bind_host_path(&mut self, path: &Path) -> Outcome {
+    pub fn bind_host_path(&mut self, path: &Path, flags: MountFlags) -> Outcome {
         let tree = self.sys.open_tree(nix::fcntl::AT_FDCWD, path, true).map_err(|errno| at(errno, path))?;
-        self.sys.mount_setattr(tree.as_fd(), MountFlags::default(), Some(Propagation::Private), true)?;
+        self.sys.mount_setattr(tree.as_fd(), flags, Some(Propagation::Private), true)?;
         self.attach(tree.as_fd(), path, true)
     }
 

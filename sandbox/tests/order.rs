@@ -1,7 +1,7 @@
 //! The order that the kernel forces, whatever else a plan holds. Each test is named by its reason.
 
 use anchorhold_sandbox::layers::{
-    Action, capabilities, descriptors, devices, identity, keyring, limits, namespaces, proc, process, root,
+    Action, capabilities, descriptors, devices, identity, keyring, limits, namespaces, network, proc, process, root,
 };
 use anchorhold_sandbox::plan::{Place, Stage};
 use anchorhold_sandbox::room::{Entry, Outside, Profile};
@@ -83,14 +83,40 @@ fn stages_never_go_back() {
 }
 
 #[test]
-fn the_supervisor_and_the_warden_are_done_before_the_room_begins_but_for_what_is_handed_over() {
+fn once_the_room_is_born_the_warden_makes_its_network_and_nothing_else() {
     for order in plans() {
-        let first = order.plan.steps.iter().position(|step| step.place == Place::Room).unwrap();
-        assert!(
-            order.plan.steps[first..].iter().all(|step| step.place != Place::Warden),
-            "{}: the warden has ended its part when the room's first process is born",
-            order.name
+        let late = order.plan.steps_of(Place::Warden).filter(|(number, _)| *number >= order.plan.birth());
+        let stages: Vec<_> = late.map(|(_, step)| step.stage).collect();
+        assert!(stages.iter().all(|stage| *stage == Stage::Network), "{}: {stages:?}", order.name);
+    }
+}
+
+#[test]
+fn the_network_is_made_after_the_user_namespace_that_owns_it_and_joined_before_the_second_one_which_does_not() {
+    for order in plans() {
+        let make = |action: &Action| matches!(action, Action::Network(network::Action::Make));
+        let join = |action: &Action| matches!(action, Action::Network(network::Action::Join));
+        order.before(
+            |action| {
+                matches!(
+                    action,
+                    Action::Identity(identity::Action::MapSelf { .. } | identity::Action::BecomeInside { .. })
+                )
+            },
+            make,
         );
+        order.before(make, join);
+        order.before(join, |action| matches!(action, Action::Identity(identity::Action::Lock { .. })));
+    }
+}
+
+#[test]
+fn the_policy_of_destinations_is_in_force_before_there_is_an_interface_to_get_out_by() {
+    for order in plans().iter().filter(|order| order.name.contains("Fetch")) {
+        let pasta = |action: &Action| matches!(action, Action::Network(network::Action::StartPasta(..)));
+        order.before(|action| matches!(action, Action::Network(network::Action::InstallPolicy(_))), pasta);
+        order.before(|action| matches!(action, Action::Network(network::Action::Join)), pasta);
+        order.before(pasta, |action| matches!(action, Action::Network(network::Action::Configure(_))));
     }
 }
 
@@ -339,7 +365,7 @@ fn the_session_is_new_before_its_terminal_is_the_controlling_one() {
 #[test]
 fn descriptors_are_closed_after_the_last_step_that_opens_one_of_the_host() {
     for order in plans() {
-        let close = order.of(|action| matches!(action, Action::Descriptors(descriptors::Action::CloseOthers)));
+        let close = order.of(|action| matches!(action, Action::Descriptors(descriptors::Action::CloseOthers { .. })));
         assert!(
             order.plan.steps[close..].iter().all(|step| !mounts_something(&step.action)),
             "{}: a mount after the descriptors were closed",
@@ -372,10 +398,7 @@ fn no_new_privileges_is_set_before_landlock_which_needs_it_without_capabilities(
 #[test]
 fn the_filter_is_last_as_it_judges_everything_that_comes_after() {
     for order in plans() {
-        let last = order.plan.steps.last().unwrap();
-        assert!(matches!(last.action.layer(), Layer::Seccomp | Layer::Landlock), "{}: {last}", order.name);
-        let filters: Vec<_> = order.all(|action| action.layer() == Layer::Seccomp);
-        let restrict = order.all(|action| matches!(action, Action::Landlock(_)));
-        assert!(filters.iter().all(|filter| restrict.iter().all(|restrict| filter > restrict)), "{}", order.name);
+        let filter = order.of(|action| action.layer() == Layer::Seccomp);
+        assert_eq!(filter + 1, order.plan.steps.len(), "{}", order.name);
     }
 }

@@ -17,9 +17,12 @@ use super::{Options, Sink, Stream, warden};
 use crate::error::{Error, StepFailure};
 use crate::layers::Action;
 use crate::layers::cgroup::{self, Cgroup};
+use crate::layers::identity::{self, Ids};
+use crate::layers::network::pasta::Pasta;
+use crate::layers::seccomp::Recorder;
 use crate::outcome::{Account, End, Outcome, Timing, seconds, status_in_words};
 use crate::plan::{Place, Plan};
-use crate::seal::{self, Seal, View};
+use crate::seal::{self, Seal, Standing, View};
 use crate::site::{Note, Site, Trouble};
 use crate::sys::Kernel;
 use crate::sys::process::{self, Forked, pidfd_signal};
@@ -72,10 +75,14 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     // The payload's ends are the payload's alone: an end of file must mean that the room is empty.
     site.streams = Default::default();
     site.child = Some(warden_pid);
+    site.given_ids = plan.steps.iter().find_map(|step| match &step.action {
+        Action::Identity(identity::Action::Become { ids: Ids::Given { uid, gid }, .. }) => Some((*uid, *gid)),
+        _ => None,
+    });
 
     let mut room = Processes { warden: Some(warden_pid), leash: Some(leash_held), first: None };
     let made = make(plan, options, &hatch, &mut site, &mut room, &mut clock);
-    let (seal, timings) = match made {
+    let Made { seal, timings, listener } = match made {
         Ok(made) => made,
         Err(error) => {
             room.end();
@@ -90,8 +97,11 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     }
     clock.lap("go");
 
+    let mut recorder = listener.map(Recorder::new);
     let watch = Watch {
         plan,
+        recorder: recorder.as_mut(),
+        pasta: site.pasta.as_mut(),
         signals,
         pump,
         hatch: Some(hatch),
@@ -106,6 +116,7 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     clock.lap("payload");
     let used = site.cgroup.as_ref().map(|group| (group.account(), ran_out_of_memory(group), group.read_back().err()));
     let removed = remove_cgroup(&mut site);
+    drop(site.pasta.take());
     let (mut end, mut account) = outcome?;
     if let Some((counted, out_of_memory, changed)) = used {
         add_counted(&mut account, &counted);
@@ -122,7 +133,14 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     removed?;
     account.wall_seconds = begun.elapsed().as_secs_f64();
     clock.steps.extend(timings);
-    Ok(Outcome { end, account, seal, timings: clock.into_timings(plan) })
+    Ok(Outcome {
+        end,
+        account,
+        refused: recorder.as_ref().map(Recorder::refusals).unwrap_or_default(),
+        refused_others: recorder.as_ref().map(Recorder::others).unwrap_or_default(),
+        seal,
+        timings: clock.into_timings(plan),
+    })
 }
 
 fn ran_out_of_memory(group: &Cgroup) -> bool {
@@ -147,6 +165,13 @@ fn add_counted(account: &mut Account, counted: &cgroup::Account) {
     account.disk_written_bytes = counted.io_written;
 }
 
+/// A room that stands, before its payload.
+struct Made {
+    seal: Seal,
+    timings: Vec<(usize, u64)>,
+    listener: Option<OwnedFd>,
+}
+
 /// The set-up, up to the moment before the payload's exec.
 fn make(
     plan: &Plan,
@@ -155,13 +180,14 @@ fn make(
     site: &mut Site<'_>,
     room: &mut Processes,
     clock: &mut Clock,
-) -> Result<(Seal, Vec<(usize, u64)>), Error> {
+) -> Result<Made, Error> {
+    let mut standing = None;
     let own_keyring = process::session_keyring().map(|serial| serial.to_string()).unwrap_or_default();
     // The one step that is done ahead of its turn: see `Report::Born`.
     let joining = plan.steps.iter().position(|step| matches!(step.action, Action::Cgroup(cgroup::Action::Join)));
     loop {
         let said = hatch.receive::<Report>().map_err(|errno| Error::supervisor("listening to the room", errno))?;
-        let Some((report, _descriptor)) = said else {
+        let Some((report, descriptor)) = said else {
             return Err(Error::SetUpDied { how: room.how_set_up_died() });
         };
         match report {
@@ -188,11 +214,20 @@ fn make(
                 return Err(failure(plan, step, &trouble).into());
             }
             Report::NoExec { errno } => return Err(no_exec(plan, Errno::from_raw(errno))),
+            Report::Locked => {
+                clock.lap("until the room is locked");
+                standing = Some(room.standing()?);
+                clock.lap("reading mounts and namespaces back");
+            }
             Report::Ready { notes, timings } => {
                 clock.lap("until the room stands");
-                let seal = read_back(plan, room, &notes, &own_keyring, site.cgroup.as_ref())?;
+                let standing = match standing.take() {
+                    Some(standing) => standing,
+                    None => room.standing()?,
+                };
+                let seal = read_back(plan, room, &standing, &notes, &own_keyring, site.cgroup.as_ref())?;
                 clock.lap("reading the seal back");
-                return Ok((seal, timings));
+                return Ok(Made { seal, timings, listener: descriptor });
             }
         }
     }
@@ -206,7 +241,12 @@ fn take_turn(
     clock: &mut Clock,
 ) -> Result<(), StepFailure> {
     let begun = Instant::now();
-    do_step(plan, number, site, options).map_err(|trouble| failure(plan, number, &trouble))?;
+    // Only what the plan gives to the supervisor is done out here, whoever asks.
+    let done = match plan.steps.get(number).map(|step| step.place) {
+        Some(Place::Supervisor) => do_step(plan, number, site, options),
+        _ => Err(Trouble::new(Errno::EPROTO, "the step is not the supervisor's")),
+    };
+    done.map_err(|trouble| failure(plan, number.min(plan.steps.len() - 1), &trouble))?;
     clock.step(number, begun.elapsed());
     Ok(())
 }
@@ -214,12 +254,13 @@ fn take_turn(
 fn read_back(
     plan: &Plan,
     room: &Processes,
+    standing: &Standing,
     notes: &[Note],
     own_keyring: &str,
     cgroup: Option<&Cgroup>,
 ) -> Result<Seal, Error> {
     let pid = room.first.as_ref().map(|(pid, _)| *pid).ok_or_else(|| Error::SetUpDied { how: "unborn".into() })?;
-    let view = View::read_from_kernel(pid, plan, notes, own_keyring, cgroup)
+    let view = View::read_from_kernel(pid, plan, standing, notes, own_keyring, cgroup)
         .map_err(|error| Error::supervisor(format!("reading /proc/{pid}"), error))?;
     seal::seal(plan, &view)
 }
@@ -255,6 +296,12 @@ struct Processes {
 }
 
 impl Processes {
+    /// What of the room no longer changes.
+    fn standing(&self) -> Result<Standing, Error> {
+        let pid = self.first.as_ref().map(|(pid, _)| *pid).ok_or_else(|| Error::SetUpDied { how: "unborn".into() })?;
+        Standing::read_from_kernel(pid).map_err(|error| Error::supervisor(format!("reading /proc/{pid}"), error))
+    }
+
     /// Kills the room.
     fn kill(&self) {
         if let Some((_, pidfd)) = &self.first {
@@ -307,6 +354,8 @@ struct Watch<'a> {
     pump: Pump,
     hatch: Option<Hatch>,
     cgroup: Option<&'a Cgroup>,
+    recorder: Option<&'a mut Recorder>,
+    pasta: Option<&'a mut Pasta>,
     sink: &'a mut dyn Sink,
     begun: Instant,
     heard: Instant,
@@ -416,6 +465,12 @@ impl Watch<'_> {
         if let Some(hatch) = &self.hatch {
             add(Waited::Hatch, hatch.as_fd());
         }
+        if let Some(recorder) = self.recorder.as_deref().filter(|recorder| !recorder.over()) {
+            add(Waited::Refusals, recorder.as_fd());
+        }
+        if let Some(pasta) = self.pasta.as_deref() {
+            add(Waited::Pasta, pasta.as_fd());
+        }
         for (index, (_, source)) in self.pump.sources.iter().enumerate() {
             add(Waited::Source(index), source.as_fd());
         }
@@ -444,6 +499,19 @@ impl Watch<'_> {
                     Taken::End => closed.push(index),
                 },
                 Waited::Keyboard => self.type_in(),
+                Waited::Refusals => {
+                    if let Some(recorder) = &mut self.recorder {
+                        recorder
+                            .answer()
+                            .map_err(|error| Error::supervisor("answering the filter's refusals", error))?;
+                    }
+                }
+                Waited::Pasta => {
+                    let words = self.pasta.take().and_then(Pasta::ended).unwrap_or_default();
+                    if !ended {
+                        return Err(Error::supervisor("pasta ended before the room", std::io::Error::other(words)));
+                    }
+                }
             }
         }
         for index in closed.into_iter().rev() {
@@ -533,6 +601,8 @@ enum Waited {
     Hatch,
     Source(usize),
     Keyboard,
+    Refusals,
+    Pasta,
 }
 
 #[derive(Default)]

@@ -389,13 +389,12 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
             Err(error) => finding.wrong(format!("{map}: {error}")),
         }
     }
-    let depth_known = view.note(Layer::Identity, "first-user-namespace");
-    match (view.namespace(super::namespaces::Kind::User), depth_known) {
-        (Ok(now), Some(first)) if now != first => finding.fact("second-user-namespace", now),
-        (Ok(now), Some(_)) if room.has(Layer::Identity) => {
+    match (view.namespace(super::namespaces::Kind::User), view.note(Layer::Identity, "first-user-namespace")) {
+        (Ok((now, _)), Some(first)) if now != first => finding.fact("second-user-namespace", now),
+        (Ok((now, _)), _) if room.has(Layer::Identity) => {
             finding.wrong(format!("the payload is still in the user namespace {now} that owns the room's mounts"));
         }
-        (Err(error), _) => finding.wrong(format!("ns/user: {error}")),
+        (Err(why), _) => finding.wrong(why),
         _ => {}
     }
     finding

@@ -205,11 +205,13 @@ layers! {
     Devices => devices,
     Proc => proc,
     Etc => etc,
+    Network => network,
     Keyring => keyring,
     Descriptors => descriptors,
     Limits => limits,
     Cgroup => cgroup,
     Capabilities => capabilities,
     Landlock => landlock,
+    Seccomp => seccomp,
     Process => process,
 }

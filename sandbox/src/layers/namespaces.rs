@@ -13,7 +13,7 @@ use super::Layer;
 use crate::error::Refusal;
 use crate::host::Host;
 use crate::plan::{Draft, Stage};
-use crate::room::{NetworkMode, Profile, Room};
+use crate::room::{Profile, Room};
 use crate::seal::{Finding, View};
 use crate::site::{Outcome, Site};
 
@@ -40,6 +40,10 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 8] =
+        [Self::User, Self::Pid, Self::Time, Self::Mnt, Self::Net, Self::Ipc, Self::Uts, Self::Cgroup];
+
     /// The name of its link in `/proc/<pid>/ns`.
     pub fn name(self) -> &'static str {
         match self {
@@ -54,7 +58,8 @@ impl Kind {
         }
     }
 
-    fn flag(self) -> CloneFlags {
+    /// Its bit in unshare(2) and setns(2).
+    pub fn flag(self) -> CloneFlags {
         match self {
             Self::User => CloneFlags::CLONE_NEWUSER,
             Self::Pid => CloneFlags::CLONE_NEWPID,
@@ -148,9 +153,6 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
     }
 
     let mut late = vec![Kind::Mnt];
-    if room.has(Layer::Network) && room.network_mode() != NetworkMode::Host {
-        late.push(Kind::Net);
-    }
     if whole {
         late.extend([Kind::Ipc, Kind::Uts]);
         if crate::layers::cgroup::asked(room, host).is_nothing() {
@@ -214,10 +216,10 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
         }
     }
     for kind in wanted {
-        match (view.namespace(kind), view.own_namespace(kind)) {
-            (Ok(inside), Ok(outside)) if inside != outside => finding.fact(kind.name(), inside),
-            (Ok(_), Ok(_)) => finding.wrong(format!("the {} namespace is the launcher's own", kind.name())),
-            (Err(error), _) | (_, Err(error)) => finding.wrong(format!("/proc/PID/ns/{}: {error}", kind.name())),
+        match view.namespace(kind) {
+            Ok((inside, outside)) if inside != outside => finding.fact(kind.name(), inside),
+            Ok(_) => finding.wrong(format!("the {} namespace is the launcher's own", kind.name())),
+            Err(why) => finding.wrong(why),
         }
     }
     finding

@@ -25,6 +25,7 @@ use nix::sched::CloneFlags;
 use nix::sys::stat::SFlag;
 
 use crate::layers::landlock::Allowed;
+use crate::layers::seccomp::Choices;
 
 pub use mount::{MountFlags, Propagation};
 
@@ -102,8 +103,6 @@ pub trait Sys {
     fn new_session(&self) -> Result<()>;
     /// keyctl(2) `KEYCTL_JOIN_SESSION_KEYRING` with no name: a fresh, anonymous session keyring.
     fn new_session_keyring(&self) -> Result<()>;
-    /// Marks every descriptor from `first` on close-on-exec. Linux 5.11, else one by one.
-    fn close_on_exec_from(&self, first: u32) -> Result<()>;
     /// Puts `fd` on the standard stream `number` (dup2).
     fn set_standard_stream(&self, fd: BorrowedFd<'_>, number: i32) -> Result<()>;
     /// Makes standard input the controlling terminal (`TIOCSCTTY`).
@@ -120,6 +119,16 @@ pub trait Sys {
 
     /// Enforces a Landlock ruleset of this interface version; what the kernel did, in words.
     fn landlock(&self, abi: u32, files: &[(PathBuf, Allowed)]) -> Result<String>;
+    /// setns(2).
+    fn join_namespace(&self, namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()>;
+    /// `IFF_UP` on loopback of the current network namespace.
+    fn loopback_up(&self) -> Result<()>;
+    /// seccomp(2) with a finished program; the listener where refusals are recorded.
+    fn load_filter(&self, choices: Choices) -> Result<Option<OwnedFd>>;
+    /// The numbers of the descriptors that are open, in order.
+    fn open_descriptors(&self) -> Result<Vec<u32>>;
+    /// Closes every descriptor above 2 but these.
+    fn close_others(&self, kept: &[BorrowedFd<'_>]) -> Result<()>;
     /// Empties all five capability sets and locks the secure bits.
     fn drop_capabilities(&self) -> Result<()>;
     /// `PR_SET_NO_NEW_PRIVS`.
@@ -258,10 +267,6 @@ impl Sys for Kernel {
         process::new_session_keyring()
     }
 
-    fn close_on_exec_from(&self, first: u32) -> Result<()> {
-        process::close_on_exec_from(first)
-    }
-
     fn set_standard_stream(&self, fd: BorrowedFd<'_>, number: i32) -> Result<()> {
         process::set_standard_stream(fd, number)
     }
@@ -288,6 +293,28 @@ impl Sys for Kernel {
 
     fn landlock(&self, abi: u32, files: &[(PathBuf, Allowed)]) -> Result<String> {
         landlock::restrict(abi, files)
+    }
+
+    fn join_namespace(&self, namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {
+        nix::sched::setns(namespace, kind)
+    }
+
+    fn loopback_up(&self) -> Result<()> {
+        network::loopback_flags_up()
+    }
+
+    fn load_filter(&self, choices: Choices) -> Result<Option<OwnedFd>> {
+        crate::layers::seccomp::load(choices)
+            .map_err(|error| error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw))
+    }
+
+    fn open_descriptors(&self) -> Result<Vec<u32>> {
+        process::open_descriptors()
+    }
+
+    fn close_others(&self, kept: &[BorrowedFd<'_>]) -> Result<()> {
+        process::close_above_streams_but(kept);
+        Ok(())
     }
 
     fn drop_capabilities(&self) -> Result<()> {

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -235,6 +235,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::ffi::OsStrExt;
 
     const TABLE: &[u8] = b"22 22 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
         30 22 0:30 / / rw,nosuid,nodev - tmpfs tmpfs rw\n\

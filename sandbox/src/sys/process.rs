@@ -141,12 +141,53 @@ pub fn reset_signals() {
     let _ = nix::sys::signal::SigSet::all().thread_unblock();
 }
 
+/// Overwrites the argument and environment strings that this process was started with: they are the launcher's, and `/proc/PID/cmdline`
+/// shows the former to everybody in its pid namespace. And makes the process unreadable for others of its user.
+///
+/// # Errors
+/// When `/proc/self/stat` does not tell where the strings are.
+pub fn hide_launcher() -> Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat").map_err(|_| Errno::EIO)?;
+    let (_, fields) = stat.rsplit_once(')').ok_or(Errno::EIO)?;
+    // Fields 48 to 51 of proc(5), counted from field 3: where arguments and environment begin and end.
+    let places: Vec<usize> =
+        fields.split_ascii_whitespace().skip(45).take(4).filter_map(|field| field.parse().ok()).collect();
+    let [arguments, arguments_end, environment, environment_end] = places[..] else { return Err(Errno::EIO) };
+    for (begin, end) in [(arguments, arguments_end), (environment, environment_end)] {
+        // The kernel shows zeroes to those whom it does not trust with addresses.
+        if begin == 0 || end < begin {
+            return Err(Errno::EIO);
+        }
+        // SAFETY: the kernel put these strings on the initial stack for this process, writable, and says itself where they lie.
+        // Nothing reads arguments or environment of the launcher in this process any more: it only forks, reaps and ends.
+        unsafe { std::ptr::write_bytes(std::ptr::with_exposed_provenance_mut::<u8>(begin), 0, end - begin) };
+    }
+    nix::sys::prctl::set_name(c"init")?;
+    nix::sys::prctl::set_dumpable(false)
+}
+
 /// Makes the process readable for its supervisor below /proc again, see `PR_SET_DUMPABLE` in prctl(2).
 ///
 /// # Errors
 /// None that the kernel documents for this value.
 pub fn stay_readable() -> Result<()> {
     nix::sys::prctl::set_dumpable(true)
+}
+
+/// The numbers of the descriptors that are open, in order.
+///
+/// # Errors
+/// When `/proc/self/fd` cannot be read.
+pub fn open_descriptors() -> Result<Vec<u32>> {
+    let answer = |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd").map_err(answer)? {
+        numbers.extend(entry.map_err(answer)?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    // The last one made is that of the listing itself.
+    numbers.sort_unstable();
+    numbers.pop();
+    Ok(numbers)
 }
 
 /// Closes every descriptor from `first` on.
@@ -156,9 +197,17 @@ pub fn close_from(first: u32) {
 
 /// Closes every descriptor but these.
 pub fn close_all_but(kept: &[BorrowedFd<'_>]) {
+    close_but(0, kept);
+}
+
+/// Closes every descriptor above 2 but these.
+pub fn close_above_streams_but(kept: &[BorrowedFd<'_>]) {
+    close_but(3, kept);
+}
+
+fn close_but(mut first: u32, kept: &[BorrowedFd<'_>]) {
     let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd() as u32).collect();
     kept.sort_unstable();
-    let mut first = 0;
     for keep in kept {
         if keep > first {
             close_range(first, keep - 1);
@@ -169,7 +218,8 @@ pub fn close_all_but(kept: &[BorrowedFd<'_>]) {
 }
 
 fn close_range(first: libc::c_uint, last: libc::c_uint) {
-    // SAFETY: only called where the process is about to do nothing but wait and _exit: no owner of these descriptors runs again.
+    // SAFETY: only called where the process is about to exec, or to do nothing but wait and _exit: no owner of these descriptors
+    // uses or drops them again.
     let answer = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if answer != 0 {
         // Linux before 5.9.
@@ -259,28 +309,6 @@ pub fn session_keyring() -> Result<i64> {
     const KEY_SPEC_SESSION_KEYRING: libc::c_long = -3;
     // SAFETY: takes no pointer; the last argument says not to make one.
     Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0, 0, 0) })
-}
-
-/// See [`super::Sys::close_on_exec_from`].
-pub(super) fn close_on_exec_from(first: u32) -> Result<()> {
-    // SAFETY: close_range with CLOSE_RANGE_CLOEXEC closes nothing now; it takes no pointer.
-    let answer = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    match Errno::result(answer) {
-        Ok(_) => Ok(()),
-        // Linux before 5.9 lacks the call, before 5.11 the flag.
-        Err(Errno::ENOSYS | Errno::EINVAL) => {
-            for entry in std::fs::read_dir("/proc/self/fd").map_err(|_| Errno::ENOSYS)? {
-                let name = entry.map_err(|_| Errno::EIO)?.file_name();
-                let Some(fd) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-                if i64::from(fd) >= i64::from(first) {
-                    // SAFETY: setting a flag on a descriptor number has no effect on memory; a number that is not open gives EBADF.
-                    let _ = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-                }
-            }
-            Ok(())
-        }
-        Err(errno) => Err(errno),
-    }
 }
 
 /// dup2(2) onto a standard stream.

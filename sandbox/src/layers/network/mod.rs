@@ -23,11 +23,15 @@
 //! moment in which a packet could leave unjudged.
 
 pub mod addresses;
+mod layer;
 pub mod netlink;
 pub mod nftables;
 pub mod pasta;
 pub mod policy;
 pub mod rtnetlink;
+
+pub use layer::{Action, WayOut, mode};
+pub(super) use layer::{apply, plan, resolv_conf, verify};
 
 use std::io;
 

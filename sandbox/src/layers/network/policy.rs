@@ -524,6 +524,15 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// Each rule in words, IPv4 first.
+    pub fn in_words(&self) -> Vec<String> {
+        self.v4
+            .iter()
+            .map(|rule| format!("ipv4 {rule}"))
+            .chain(self.v6.iter().map(|rule| format!("ipv6 {rule}")))
+            .collect()
+    }
+
     /// What these rules say of a packet that would leave by the outer interface.
     pub fn decide(&self, destination: IpAddr, protocol: Protocol, port: u16) -> Verdict {
         let rules = if destination.is_ipv4() { &self.v4 } else { &self.v6 };

@@ -10,6 +10,7 @@
 
 mod choices;
 mod interpret;
+mod layer;
 mod program;
 mod record;
 mod show;
@@ -24,5 +25,7 @@ mod policy;
 mod tests;
 
 pub use choices::Choices;
+pub use layer::Action;
+pub(super) use layer::{apply, plan, verify};
 pub use program::{load, program};
 pub use record::{Recorder, Refused};
