@@ -54,7 +54,9 @@ fn in_words(room: &Room, host: &Host) -> String {
         }
         // The words of serde are those of the stages' names.
         let stage = serde_json::to_value(step.stage).unwrap();
-        writeln!(text, "  {:<18} {:<13} {}", stage.as_str().unwrap(), step.action.layer().name(), step.action).unwrap();
+        // A rule of a policy is a line of its own.
+        let words = step.action.to_string().replace("; ipv", ";\n    ipv");
+        writeln!(text, "  {:<18} {:<13} {words}", stage.as_str().unwrap(), step.action.layer().name()).unwrap();
     }
     for weakening in &plan.weakenings {
         writeln!(text, "weaker: {}: {}", weakening.layer, weakening.what).unwrap();
