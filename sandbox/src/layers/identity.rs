@@ -374,7 +374,7 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     }
     finding.fact("groups", view.status("Groups").unwrap_or_default());
     for map in ["uid_map", "gid_map"] {
-        match view.read(map) {
+        match view.standing_file(map) {
             Ok(text) => {
                 let lines: Vec<Vec<u64>> = text
                     .lines()
@@ -386,7 +386,7 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
                     finding.fact(map, text.split_ascii_whitespace().collect::<Vec<_>>().join(" "));
                 }
             }
-            Err(error) => finding.wrong(format!("{map}: {error}")),
+            Err(why) => finding.wrong(why),
         }
     }
     match (view.namespace(super::namespaces::Kind::User), view.note(Layer::Identity, "first-user-namespace")) {
