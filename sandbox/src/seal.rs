@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 use nix::unistd::Pid;
 use serde::Serialize;
@@ -116,6 +117,11 @@ impl<'a> MountLine<'a> {
         self.options.split(',').any(|one| one == option)
     }
 
+    /// The mount point as a path: a blank in it is no longer `\040`.
+    pub fn path(&self) -> PathBuf {
+        crate::sys::mount::unescape(self.point.as_bytes())
+    }
+
     fn parse(line: &'a str) -> Option<Self> {
         // 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
         let (left, right) = line.split_once(" - ")?;
@@ -152,7 +158,8 @@ impl Standing {
         let process = pid.to_string();
         let read = |name: &str| fs::read_to_string(format!("/proc/{process}/{name}"));
         Ok(Self {
-            mount_table: read("mountinfo")?,
+            // A path need not be UTF-8.
+            mount_table: String::from_utf8_lossy(&fs::read(format!("/proc/{process}/mountinfo"))?).into_owned(),
             namespaces: Kind::ALL.map(|kind| (kind, namespace_of(&process, kind), namespace_of("self", kind))),
             files: ["uid_map", "gid_map", "net/dev"].map(|name| (name, read(name))),
         })

@@ -31,7 +31,7 @@ impl Sink for Written {
     }
 }
 
-/// A room in which a tree of the host stands twice, read-only at /src and writable at /out, with a shell.
+/// A room in which a tree of the host stands twice, read-only at /src and writable at "/out put", with a shell.
 fn room(tree: &Path, script: &str) -> Room {
     let bind = |inside: &str, writable| Entry::Bind {
         inside: inside.into(),
@@ -41,7 +41,7 @@ fn room(tree: &Path, script: &str) -> Room {
         noexec: false,
     };
     let mut room = Room::default();
-    room.mounts = vec![bind("/src", false), bind("/out", true)];
+    room.mounts = vec![bind("/src", false), bind("/out put", true)];
     for path in ["/bin", "/lib", "/lib64", "/usr"] {
         room.mounts.push(Entry::bind(format!("{path}?").as_ref(), false));
     }
@@ -105,8 +105,8 @@ fn every_mount_has_the_flags_that_it_would_have_otherwise(tree: &Path) -> Option
     }
     let options = |point: &str| without[point][0].0.split(',').map(str::to_owned).collect::<Vec<_>>();
     assert!(options("/src/sub/deep").contains(&"noexec".into()), "what was there before is kept");
-    assert!(options("/out/sub/deep").contains(&"noexec".into()), "what was there before is kept");
-    assert!(options("/out/sub").contains(&"rw".into()), "writable below is writable");
+    assert!(options("/out\\040put/sub/deep").contains(&"noexec".into()), "what was there before is kept");
+    assert!(options("/out\\040put/sub").contains(&"rw".into()), "writable below is writable");
     Some(())
 }
 
@@ -114,7 +114,7 @@ fn what_is_mounted_below_a_read_only_source_cannot_be_written(tree: &Path) -> Op
     // Both sides: the same files can be written where they are shown writable.
     let script = "cd /src; for file in here sub/here sub/deep/here 'with blank/here' file; do \
         if echo x >\"/src/$file\"; then echo \"WRITTEN $file\"; fi; \
-        if echo x >\"/out/$file\"; then echo \"out $file\"; fi; done 2>&1; true";
+        if echo x >\"/out put/$file\"; then echo \"out $file\"; fi; done 2>&1; true";
     let text = run(&room(tree, script), false)?.expect("a room without mount_setattr");
     assert!(!text.contains("WRITTEN"), "{text}");
     assert_eq!(text.matches("Read-only file system").count(), 5, "{text}");

@@ -260,7 +260,7 @@ fn a_nested_rooms_uncovered_procfs_is_mounted_before_the_covers_make_the_kernel_
     for order in plans().iter().filter(|order| order.name.contains("Nested")) {
         order.before(
             |action| matches!(action, Action::Proc(proc::Action::Pristine)),
-            |action| matches!(action, Action::Proc(proc::Action::HideFiles(_) | proc::Action::HideDirectories(_))),
+            |action| matches!(action, Action::Proc(proc::Action::HideFiles { .. } | proc::Action::HideDirectories(_))),
         );
     }
 }

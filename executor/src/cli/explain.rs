@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
+use anchorhold_sandbox::Plan;
 use anchorhold_sandbox::outcome::exit_status;
 use anchorhold_sandbox::plan::Place;
-use anchorhold_sandbox::Plan;
 use clap::Args;
 
 use super::room_options::RoomOptions;

@@ -3,12 +3,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anchorhold_sandbox::{Host, Layer};
 use anchorhold_sandbox::host::Wanted;
 use anchorhold_sandbox::layers::network::policy::{Allow, Prefix};
 use anchorhold_sandbox::quantity::{Duration, Size};
 use anchorhold_sandbox::room::{Entry, Network, NetworkMode, Output, Outside, ProcSource, Profile, Room, Stdin};
 use anchorhold_sandbox::text::Text;
+use anchorhold_sandbox::{Host, Layer};
 use clap::Args;
 
 /// The home directory of a room that is given none: nobody's on any host.

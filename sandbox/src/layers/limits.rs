@@ -140,7 +140,11 @@ fn refuse_impossible(limits: &Limits, memory: u64) -> Result<(), Refusal> {
         if let Some(weight) = weight
             && !(1..=10_000).contains(&weight)
         {
-            return refuse(format!("{name} = {weight}"), "a weight is a number from 1 to 10000", "choose one; 100 is usual");
+            return refuse(
+                format!("{name} = {weight}"),
+                "a weight is a number from 1 to 10000",
+                "choose one; 100 is usual",
+            );
         }
     }
     if limits.memory.is_some_and(|size| size.bytes(memory) == 0) {

@@ -13,7 +13,7 @@ use super::Layer;
 use crate::error::Refusal;
 use crate::host::Host;
 use crate::plan::{Draft, Stage};
-use crate::room::{Profile, Room};
+use crate::room::{ProcSource, Profile, Room};
 use crate::seal::{Finding, View};
 use crate::site::{Outcome, Site};
 
@@ -167,6 +167,10 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         // One user namespace is still to come: the one that locks the room. See `identity`.
         let own = u32::from(room.has(Layer::Identity));
         match room.profile {
+            // The limits are files of /proc/sys, and a procfs of processes only has none.
+            _ if room.proc.source == ProcSource::ProcessesOnly => {
+                draft.weaken(Layer::Namespaces, "no limit on namespaces made inside: /proc shows processes only");
+            }
             Profile::Build | Profile::Fetch | Profile::Machines => {
                 draft.add(Stage::NamespaceLimits, Action::Allow { kind: Kind::User, most: own });
             }

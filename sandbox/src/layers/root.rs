@@ -18,7 +18,7 @@ use crate::error::Refusal;
 use crate::host::Host;
 use crate::plan::{Draft, Stage};
 use crate::room::{Entry, Room};
-use crate::seal::{Finding, View};
+use crate::seal::{Finding, MountLine, View};
 use crate::site::{Outcome, Site, Trouble, check_room_path};
 use crate::sys::{MountFlags, Propagation};
 
@@ -329,10 +329,13 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     if view.mounts.is_empty() {
         finding.wrong("the room has no mount table");
     }
-    let writable = |point: &str| {
+    // The table is read as text, in which other bytes are replaced, so paths are compared as such text.
+    let as_text = |path: &Path| PathBuf::from(path.to_string_lossy().into_owned());
+    let writable = |mount: &MountLine<'_>| {
+        let point = as_text(&mount.path());
         room.mounts.iter().any(|entry| match entry {
-            Entry::Bind { inside, writable, .. } => *writable && Path::new(point).starts_with(inside),
-            Entry::Tmpfs { inside, .. } => Path::new(point) == inside,
+            Entry::Bind { inside, writable, .. } => *writable && point.starts_with(as_text(inside)),
+            Entry::Tmpfs { inside, .. } => point == as_text(inside),
             _ => false,
         })
     };
@@ -352,10 +355,10 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
         if !mount.has("nodev") {
             finding.wrong(format!("{point} is without nodev"));
         }
-        match (mount.has("ro"), writable(point)) {
-            (true, _) => read_only += 1,
-            (false, true) => {}
-            (false, false) => finding.wrong(format!("{point} is writable")),
+        if mount.has("ro") {
+            read_only += 1;
+        } else if !writable(mount) {
+            finding.wrong(format!("{point} is writable"));
         }
     }
     finding.fact("mounts", view.mounts.len().to_string());

@@ -11,7 +11,6 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -19,6 +18,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::mount::MsFlags;
 use nix::sys::stat::Mode;
 
+use super::mount::unescape;
 use super::{MountFlags, Propagation, Result};
 
 /// What is asked of one mount.
@@ -175,25 +175,6 @@ impl Line {
     }
 }
 
-/// A path as mountinfo has it: blanks, tabs, newlines and backslashes as three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, tail)) = rest.split_first() {
-        (bytes, rest) = match (byte, tail) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..]) => {
-                bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-                (bytes, tail)
-            }
-            _ => {
-                bytes.push(byte);
-                (bytes, tail)
-            }
-        };
-    }
-    std::ffi::OsString::from_vec(bytes).into()
-}
-
 /// The mount table of this process.
 #[derive(Debug)]
 struct Table(Vec<Line>);
@@ -235,7 +216,6 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::ffi::OsStrExt;
 
     const TABLE: &[u8] = b"22 22 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
         30 22 0:30 / / rw,nosuid,nodev - tmpfs tmpfs rw\n\
@@ -268,11 +248,5 @@ mod tests {
         assert_eq!(table.line(32).unwrap().flags(), MsFlags::empty(), "read-only is the file system, not the mount");
         assert_eq!(table.line(33).unwrap().flags(), MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC);
         assert!(table.line(31).unwrap().propagates && !table.line(30).unwrap().propagates);
-    }
-
-    #[test]
-    fn escapes_are_octal() {
-        assert_eq!(unescape(b"/a\\040b\\134c\\9\\01"), Path::new("/a b\\c\\9\\01"));
-        assert_eq!(unescape(b"/\\377").as_os_str().as_bytes(), b"/\xff");
     }
 }

@@ -69,7 +69,10 @@ impl WayOut {
                 run_as: if privileged { RunAs::User { uid: 65534, gid: 65534 } } else { RunAs::Myself },
             },
             families: Families { v4: true, v6: true },
-            addresses: vec![HostAddress { address: std::net::Ipv4Addr::new(198, 51, 100, 7).into(), prefix_length: 24 }],
+            addresses: vec![HostAddress {
+                address: std::net::Ipv4Addr::new(198, 51, 100, 7).into(),
+                prefix_length: 24,
+            }],
             resolv_conf: "nameserver 198.51.100.1\n".into(),
         }
     }
