@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::host::KernelRoot;
 use crate::layers::{self, Layer, cgroup::Cgroup, namespaces::Kind};
 use crate::plan::{Plan, Weakening};
 use crate::room::Profile;
@@ -178,6 +179,8 @@ pub struct View<'a> {
     pub cgroup: Option<&'a Cgroup>,
     /// What shares of memory were computed from, in bytes.
     pub memory: u64,
+    /// What the kernel's uid 0 and gid 0 are called where we live.
+    pub kernel_root: KernelRoot,
     standing: &'a Standing,
     status: String,
     stat: String,
@@ -205,6 +208,7 @@ impl<'a> View<'a> {
             own_keyring,
             cgroup,
             memory: plan.memory,
+            kernel_root: plan.kernel_root,
             standing,
             status: read("status")?,
             stat: read("stat")?,
