@@ -155,6 +155,7 @@ impl Host {
             uid,
             gid,
             privileged,
+            kernel_root: KernelRoot::INITIAL,
             release: "6.12.0".into(),
             memory: 8 << 30,
             landlock: 6,

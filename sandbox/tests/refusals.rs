@@ -209,6 +209,11 @@ fn a_range_needs_subordinate_ids_that_are_not_roots() {
         let roots = Host { subordinate: Ok(Subordinate { uid, gid, length: RANGE_LENGTH }), ..Host::made_up(false) };
         refused_on(Layer::Identity, &roots, wants_range);
     }
+    // In a user namespace the kernel's root may have another name.
+    for (uid, gid) in [(150_000, 7), (7, 265_535)] {
+        let kernel_root = anchorhold_sandbox::host::KernelRoot { uid, gid };
+        refused_on(Layer::Identity, &Host { kernel_root, ..Host::made_up(false) }, wants_range);
+    }
 }
 
 #[test]

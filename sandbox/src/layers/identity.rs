@@ -205,6 +205,7 @@ const NO_ID: u32 = u32::MAX;
 /// Which kernel ids a room gets on this host.
 fn choose(room: &Room, host: &Host) -> Result<Ids, Refusal> {
     let refuse = |what: &str, why: &str, fix: &str| Err(Refusal::new(Layer::Identity, what, why, fix));
+    let holds = |first: u32, id: u32| (first..first.saturating_add(RANGE_LENGTH)).contains(&id);
     match room.identity.outside {
         Outside::User { uid, gid } => {
             if uid == host.kernel_root.uid || gid == host.kernel_root.gid || uid == 0 || gid == 0 {
@@ -235,9 +236,9 @@ fn choose(room: &Room, host: &Host) -> Result<Ids, Refusal> {
         ),
         Outside::Auto => Ok(Ids::Own { uid: host.uid, gid: host.gid }),
         Outside::Range => match &host.subordinate {
-            Ok(found) if found.uid == 0 || found.gid == 0 => refuse(
+            Ok(found) if holds(found.uid, host.kernel_root.uid) || holds(found.gid, host.kernel_root.gid) => refuse(
                 "a range of ids",
-                "the caller's subordinate ids begin with 0, and no id of a room is ever the kernel's uid 0 or gid 0",
+                "the caller's subordinate ids hold the kernel's uid 0 or gid 0, and no id of a room is ever one of these",
                 "give this user other ids in /etc/subuid and /etc/subgid",
             ),
             Ok(found) => {
