@@ -66,7 +66,7 @@ fn mounts_something(action: &Action) -> bool {
             root::Action::NewRoot { .. }
                 | root::Action::Bind { .. }
                 | root::Action::Tmpfs { .. }
-                | root::Action::SealRoot
+                | root::Action::SealRoot { .. }
         ),
         Action::Devices(action) => !matches!(action, devices::Action::Link { .. }),
         Action::Proc(_) => true,
@@ -302,7 +302,7 @@ fn the_root_is_sealed_after_the_last_mount_point_was_made_in_it() {
                     || matches!(action, Action::Proc(proc::Action::Mount { .. } | proc::Action::Pristine))
                     || matches!(action, Action::Devices(devices::Action::Directory))
             },
-            |action| matches!(action, Action::Root(root::Action::SealRoot)),
+            |action| matches!(action, Action::Root(root::Action::SealRoot { .. })),
         );
         order.before(
             |action| {

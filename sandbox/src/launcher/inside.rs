@@ -159,3 +159,6 @@ impl Command {
         answer
     }
 }
+
+#[cfg(test)]
+mod tests;

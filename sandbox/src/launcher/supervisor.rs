@@ -266,7 +266,7 @@ fn read_back(
     seal::seal(plan, &view)
 }
 
-fn failure(plan: &Plan, number: usize, trouble: &Trouble) -> StepFailure {
+pub(super) fn failure(plan: &Plan, number: usize, trouble: &Trouble) -> StepFailure {
     let step = &plan.steps[number];
     StepFailure {
         step: number,

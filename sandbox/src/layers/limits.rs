@@ -155,7 +155,7 @@ fn refuse_impossible(limits: &Limits, memory: u64) -> Result<(), Refusal> {
 
 pub(super) fn apply(Action::Set { resource, most }: &Action, site: &mut Site<'_>) -> Outcome {
     // A hard limit cannot be raised: where the caller's own is lower already, that is the stricter one and stays.
-    let (_, hard) = crate::sys::process::get_rlimit(resource.number())?;
+    let hard = site.sys.hard_limit(resource.number())?;
     let most = hard.map_or(*most, |hard| hard.min(*most));
     site.sys.set_rlimit(resource.number(), Some(most), Some(most))?;
     Ok(())

@@ -95,7 +95,10 @@ pub enum Action {
         target: PathBuf,
     },
     /// Makes the root tmpfs itself read-only.
-    SealRoot,
+    SealRoot {
+        /// Its restrictions.
+        flags: MountFlags,
+    },
     /// pivot_root(2).
     Pivot,
     /// Unmounts the old root.
@@ -132,7 +135,7 @@ impl fmt::Display for Action {
             Self::Directory(inside) => write!(f, "make the directory {}", inside.display()),
             Self::File { inside, mode, .. } => write!(f, "write {} (mode {mode:04o})", inside.display()),
             Self::Symlink { inside, target } => write!(f, "link {} -> {}", inside.display(), target.display()),
-            Self::SealRoot => f.write_str("make the root read-only"),
+            Self::SealRoot { flags } => write!(f, "make the root read-only ({})", flags.words().join(",")),
             Self::Pivot => f.write_str("pivot_root into it"),
             Self::DetachOldRoot => f.write_str("detach the old root"),
         }
@@ -240,7 +243,10 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         draft.add(Stage::Tree, step);
     }
     if room.has(Layer::Root) {
-        draft.add(Stage::Seal, Action::SealRoot);
+        // Nothing in it executes, unless a generated file is there to.
+        let executes = room.mounts.iter().any(|entry| matches!(entry, Entry::File { executable: true, .. }));
+        let flags = if executes { MountFlags::READ_ONLY } else { MountFlags::SEALED };
+        draft.add(Stage::Seal, Action::SealRoot { flags });
     }
     draft.add(Stage::Pivot, Action::Pivot);
     draft.add(Stage::Pivot, Action::DetachOldRoot);
@@ -283,9 +289,9 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
         Action::Directory(inside) => site.make_directory(inside)?,
         Action::File { inside, text, mode } => site.create_file(inside, text.as_bytes(), *mode)?,
         Action::Symlink { inside, target } => site.make_symlink(inside, target)?,
-        Action::SealRoot => {
+        Action::SealRoot { flags } => {
             let root = site.root()?;
-            site.sys.mount_setattr(root.as_fd(), MountFlags::SEALED, None, false)?;
+            site.sys.mount_setattr(root.as_fd(), *flags, None, false)?;
         }
         Action::Pivot => {
             site.sys.fchdir(site.root()?.as_fd())?;

@@ -12,6 +12,8 @@ pub mod mount;
 pub mod network;
 pub mod one_by_one;
 pub mod process;
+#[cfg(test)]
+pub mod recorder;
 pub mod seccomp;
 
 use std::cell::OnceCell;
@@ -89,6 +91,8 @@ pub trait Sys {
     fn set_personality(&self, persona: u64) -> Result<()>;
     /// umask(2).
     fn set_umask(&self, mask: u32) -> Result<()>;
+    /// getrlimit(2): the hard limit, by the kernel's resource number; `None` is `RLIM_INFINITY`.
+    fn hard_limit(&self, resource: u32) -> Result<Option<u64>>;
     /// setrlimit(2), by the kernel's resource number; `None` is `RLIM_INFINITY`.
     fn set_rlimit(&self, resource: u32, soft: Option<u64>, hard: Option<u64>) -> Result<()>;
     /// Raises the soft limit of open files to the hard one, so that a thousand detached mounts can be held at once.
@@ -103,6 +107,8 @@ pub trait Sys {
     fn new_session(&self) -> Result<()>;
     /// keyctl(2) `KEYCTL_JOIN_SESSION_KEYRING` with no name: a fresh, anonymous session keyring.
     fn new_session_keyring(&self) -> Result<()>;
+    /// keyctl(2) `KEYCTL_GET_KEYRING_ID`: the serial number of the session keyring.
+    fn session_keyring(&self) -> Result<i64>;
     /// Puts `fd` on the standard stream `number` (dup2).
     fn set_standard_stream(&self, fd: BorrowedFd<'_>, number: i32) -> Result<()>;
     /// Makes standard input the controlling terminal (`TIOCSCTTY`).
@@ -241,6 +247,10 @@ impl Sys for Kernel {
         Ok(())
     }
 
+    fn hard_limit(&self, resource: u32) -> Result<Option<u64>> {
+        process::get_rlimit(resource).map(|(_, hard)| hard)
+    }
+
     fn set_rlimit(&self, resource: u32, soft: Option<u64>, hard: Option<u64>) -> Result<()> {
         process::set_rlimit(resource, soft, hard)
     }
@@ -265,6 +275,10 @@ impl Sys for Kernel {
 
     fn new_session_keyring(&self) -> Result<()> {
         process::new_session_keyring()
+    }
+
+    fn session_keyring(&self) -> Result<i64> {
+        process::session_keyring()
     }
 
     fn set_standard_stream(&self, fd: BorrowedFd<'_>, number: i32) -> Result<()> {
