@@ -36,6 +36,10 @@ pub enum Source {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
+    /// Raises the soft limit of open files, as each source is held by a descriptor.
+    RaiseOpenFiles,
+    /// Sets it back, for the payload.
+    LowerOpenFiles,
     /// A detached clone of a host path, taken while the caller's ids are still held.
     Open {
         /// Where it is kept.
@@ -108,6 +112,8 @@ pub enum Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::RaiseOpenFiles => f.write_str("raise the soft limit of open files to the hard one, to hold the sources"),
+            Self::LowerOpenFiles => f.write_str("set the soft limit of open files back"),
             Self::Open { path, optional, .. } => {
                 write!(
                     f,
@@ -141,6 +147,9 @@ impl fmt::Display for Action {
         }
     }
 }
+
+/// More sources than this are not held within the usual soft limit of 1,024 descriptors, beside others.
+const MANY_SOURCES: usize = 500;
 
 /// tmpfs(5).
 pub(super) const NO_BOUND: &str = "for a tmpfs it means that there is no bound";
@@ -213,6 +222,11 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         draft.add(Stage::NewRoot, Action::RestrictOneByOne);
     }
     draft.add(Stage::NewRoot, Action::NewRoot { size: room.root.size.bytes(host.memory) });
+    let sources = entries.iter().filter(|entry| matches!(entry, Entry::Bind { .. })).count();
+    if host.privileged && sources > MANY_SOURCES {
+        draft.add(Stage::OpenSources, Action::RaiseOpenFiles);
+        draft.add(Stage::Limits, Action::LowerOpenFiles);
+    }
     let mut opened = 0;
     for entry in entries {
         let step = match entry.clone() {
@@ -255,6 +269,13 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
 
 pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
     match action {
+        Action::RaiseOpenFiles => site.open_files_before = Some(site.sys.raise_open_files()?),
+        Action::LowerOpenFiles => {
+            if let Some(before) = site.open_files_before {
+                let hard = site.sys.hard_limit(libc::RLIMIT_NOFILE)?;
+                site.sys.set_rlimit(libc::RLIMIT_NOFILE, before, hard)?;
+            }
+        }
         Action::Open { number, path, optional } => {
             debug_assert_eq!(*number, site.sources.len(), "sources are opened in the plan's order");
             let tree = open(site, path, *optional)?;

@@ -95,8 +95,9 @@ pub trait Sys {
     fn hard_limit(&self, resource: u32) -> Result<Option<u64>>;
     /// setrlimit(2), by the kernel's resource number; `None` is `RLIM_INFINITY`.
     fn set_rlimit(&self, resource: u32, soft: Option<u64>, hard: Option<u64>) -> Result<()>;
-    /// Raises the soft limit of open files to the hard one, so that a thousand detached mounts can be held at once.
-    fn raise_open_files(&self) -> Result<()>;
+    /// Raises the soft limit of open files to the hard one, so that a thousand detached mounts can be held at once; the
+    /// soft limit before.
+    fn raise_open_files(&self) -> Result<Option<u64>>;
 
     /// setgroups(2).
     fn set_groups(&self, groups: &[u32]) -> Result<()>;
@@ -255,9 +256,10 @@ impl Sys for Kernel {
         process::set_rlimit(resource, soft, hard)
     }
 
-    fn raise_open_files(&self) -> Result<()> {
-        let (_, hard) = process::get_rlimit(libc::RLIMIT_NOFILE)?;
-        process::set_rlimit(libc::RLIMIT_NOFILE, hard, hard)
+    fn raise_open_files(&self) -> Result<Option<u64>> {
+        let (soft, hard) = process::get_rlimit(libc::RLIMIT_NOFILE)?;
+        process::set_rlimit(libc::RLIMIT_NOFILE, hard, hard)?;
+        Ok(soft)
     }
 
     fn set_groups(&self, groups: &[u32]) -> Result<()> {

@@ -7,7 +7,7 @@
 //! than its restrictions, but nobody is there to reach it: the mount namespace has one process, and it is this one.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -29,10 +29,11 @@ struct Wanted {
     recursive: bool,
 }
 
-/// What is asked of detached trees, by the ids of their topmost mounts.
+/// What is asked of detached trees, by the ids of their topmost mounts; and those that are attached.
 #[derive(Debug, Default)]
 pub struct OneByOne {
     waiting: RefCell<HashMap<u32, Wanted>>,
+    attached: RefCell<HashSet<u32>>,
 }
 
 impl OneByOne {
@@ -49,7 +50,7 @@ impl OneByOne {
     ) -> Result<()> {
         let wanted = Wanted { flags, private: propagation.is_some(), recursive };
         let id = mount_id(fd)?;
-        if Table::read()?.line(id).is_some() {
+        if self.attached.borrow().contains(&id) {
             return restrict(fd, id, wanted);
         }
         self.waiting.borrow_mut().insert(id, wanted);
@@ -62,10 +63,8 @@ impl OneByOne {
     /// The kernel's; EOPNOTSUPP when a mount of the tree cannot be reached, because another one covers it or because the caller may
     /// not go there, or when it does not show what was asked.
     pub fn attached(&self, mount: BorrowedFd<'_>) -> Result<()> {
-        if self.waiting.borrow().is_empty() {
-            return Ok(());
-        }
         let id = mount_id(mount)?;
+        self.attached.borrow_mut().insert(id);
         let wanted = self.waiting.borrow_mut().remove(&id);
         wanted.map_or(Ok(()), |wanted| restrict(mount, id, wanted))
     }

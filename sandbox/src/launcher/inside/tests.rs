@@ -166,6 +166,26 @@ fn what_may_be_missing_is_left_out_and_what_may_not_fails_its_own_step() {
 }
 
 #[test]
+fn many_sources_are_held_under_a_higher_limit_which_the_payload_does_not_get() {
+    let mut room = small_room();
+    let mut host = host();
+    for number in 0..600 {
+        let path = PathBuf::from(format!("/store/{number}"));
+        host.insert(path.clone(), Thing::Directory);
+        room.mounts.push(Entry::read_only(path));
+    }
+    room.identity.outside = Outside::User { uid: 30001, gid: 30000 };
+    let plan = Plan::compile(&room, &Host::made_up(true)).unwrap();
+    let recorder = Recorder::new(host);
+    carry_out(&plan, &recorder).unwrap();
+    let calls = recorder.calls();
+    let at = |wanted: &str| calls.iter().position(|call| call == wanted).unwrap_or_else(|| panic!("no {wanted}"));
+    assert_eq!(at("raise the limit of open files"), 0, "before the first source is opened");
+    let lowered = at(&format!("setrlimit {} 1024 infinity", libc::RLIMIT_NOFILE));
+    assert!(lowered > calls.iter().rposition(|call| call.starts_with("open_tree")).unwrap());
+}
+
+#[test]
 fn a_device_that_is_not_the_one_of_its_name_is_not_let_in() {
     let [(_, plan), _] = plans();
     for thing in [Thing::Device(8, 0), Thing::File] {
