@@ -300,19 +300,9 @@ fn the_root_is_sealed_after_the_last_mount_point_was_made_in_it() {
                 matches!(action, Action::Etc(_))
                     || matches!(action, Action::Root(root::Action::Bind { .. } | root::Action::File { .. }))
                     || matches!(action, Action::Proc(proc::Action::Mount { .. } | proc::Action::Pristine))
-                    || matches!(action, Action::Devices(devices::Action::Directory))
+                    || matches!(action, Action::Devices(_))
             },
             |action| matches!(action, Action::Root(root::Action::SealRoot { .. })),
-        );
-        order.before(
-            |action| {
-                matches!(action, Action::Devices(devices::Action::Node { .. } | devices::Action::Link { .. }))
-                    || matches!(
-                        action,
-                        Action::Devices(devices::Action::Terminals | devices::Action::SharedMemory { .. })
-                    )
-            },
-            |action| matches!(action, Action::Devices(devices::Action::SealDirectory)),
         );
     }
 }

@@ -40,6 +40,44 @@ pub fn create(dir: BorrowedFd<'_>, name: &Path, content: &[u8], mode: u32) -> Re
     write_whole(file.as_fd(), content)
 }
 
+/// The id of the mount that a path is on, not following a final link; `None` when there is nothing, or the kernel does not tell
+/// (before 5.8).
+pub fn mount_id(path: &Path) -> Option<u64> {
+    let path = super::c_path(path).ok()?;
+    // SAFETY: statx is plain integers; all zeroes is a value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: the path is NUL-terminated and only read, `found` is valid for writing for the length of the call.
+    let answer = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_MNT_ID, &raw mut found) };
+    (answer == 0 && found.stx_mask & libc::STATX_MNT_ID != 0).then_some(found.stx_mnt_id)
+}
+
+/// A file of procfs, whole. These files say that they are empty, so the standard library reads them by a few bytes at a time, and each
+/// read(2) may walk a table from its beginning.
+///
+/// # Errors
+/// The kernel's.
+pub fn read_proc(path: impl AsRef<Path>) -> std::io::Result<String> {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path)?;
+    let mut bytes = vec![0; 4096];
+    let mut length = 0;
+    loop {
+        if length == bytes.len() {
+            bytes.resize(4 * length, 0);
+        }
+        match file.read(&mut bytes[length..]) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(length);
+    // A path in a mount table need not be UTF-8.
+    Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}
+
 /// See [`super::Sys::device_number`].
 pub fn device_number(fd: BorrowedFd<'_>) -> Result<Option<(u32, u32)>> {
     let found = nix::sys::stat::fstat(fd)?;
