@@ -150,7 +150,7 @@ pub fn run_directory() -> &'static Path {
 }
 
 /// Whether a kernel release is this version or newer; an unreadable one is old.
-fn at_least(release: &str, wanted: (u32, u32)) -> bool {
+pub(crate) fn at_least(release: &str, wanted: (u32, u32)) -> bool {
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= wanted)
 }

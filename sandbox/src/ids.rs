@@ -192,7 +192,7 @@ pub fn user(name: &str) -> Result<(u32, u32), String> {
     }
 }
 
-fn helper_path(name: &str) -> Option<PathBuf> {
+pub(crate) fn helper_path(name: &str) -> Option<PathBuf> {
     ["/run/wrappers/bin", "/usr/bin", "/bin", "/usr/local/bin"]
         .into_iter()
         .map(|directory| Path::new(directory).join(name))
