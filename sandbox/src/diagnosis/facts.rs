@@ -84,7 +84,7 @@ impl Facts {
             filters: sys::feature::seccomp_filters(),
             map_helper: map_helper(),
             cgroup: Groups::gather(&host.cgroups),
-            pasta: Pasta::gather(host.privileged),
+            pasta: super::network::look_for_pasta(&host),
             settings: super::settings::SHOWN.iter().map(|(name, _)| (*name, setting(name))).collect(),
             host,
         }
@@ -165,7 +165,14 @@ impl Facts {
                 ids: Err("not asked".into()),
             },
             program: "/usr/bin/anchorhold".into(),
-            answers: Answers { user: Ok(()), maps: Ok(()), others: OTHER_KINDS.map(works).to_vec(), listener: Ok(()) },
+            answers: Answers {
+                user: Ok(()),
+                maps: Ok(()),
+                others: OTHER_KINDS.map(works).to_vec(),
+                loopback: Ok(()),
+                rules: Ok(()),
+                listener: Ok(()),
+            },
             most: [Kind::User].into_iter().chain(OTHER_KINDS).map(|kind| (kind, Some(60_000))).collect(),
             debian_clone: None,
             apparmor_restricts: None,
@@ -176,7 +183,13 @@ impl Facts {
             filters: Ok(()),
             map_helper: Some(("/usr/bin/newuidmap".into(), true)),
             cgroup: Groups::healthy(),
-            pasta: Pasta { program: Some("/usr/bin/pasta".into()), device: Ok(()) },
+            pasta: Ok(crate::layers::network::pasta::PastaFound {
+                program: "/usr/bin/pasta".into(),
+                version: "pasta 1".into(),
+                options: std::collections::BTreeSet::new(),
+                tun: crate::layers::network::pasta::TunAccess::Host,
+                run_as: crate::layers::network::pasta::RunAs::Myself,
+            }),
             settings: super::settings::SHOWN.iter().map(|(name, _)| (*name, Some("1".into()))).collect(),
         }
     }
@@ -197,7 +210,9 @@ impl Facts {
         self.filters = Err(no);
         self.map_helper = None;
         self.cgroup = Groups::none();
-        self.pasta = Pasta { program: None, device: Err(why()) };
+        let (what, why) = why();
+        let fix = "fix".into();
+        self.pasta = Err(crate::layers::network::pasta::Missing { what, why, fix });
     }
 }
 

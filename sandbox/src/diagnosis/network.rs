@@ -1,95 +1,101 @@
-//! The way out of a room of the profile `fetch`: pasta(1), and the device that it needs.
+//! Loopback, which every room has; and the way out of a room with a network: pasta(1), its device, and rules for packets.
 
-use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::PathBuf;
-
+use super::probe::say;
 use super::{Diagnosis, Facts, Group, Verdict};
+use crate::host::Host;
 use crate::layers::Layer;
+use crate::layers::network::pasta::{self, PastaFound, RunAs, TunAccess};
 
-/// What pasta needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pasta {
-    /// Where it is.
-    pub program: Option<PathBuf>,
-    /// Whether the room's user may open `/dev/net/tun`; if not, why, and what to do about it.
-    pub device: Result<(), (String, String)>,
+/// What pasta's own look at this host found.
+pub type Pasta = Result<PastaFound, pasta::Missing>;
+
+/// Looks for what a room with a network would need.
+pub fn look_for_pasta(host: &Host) -> Pasta {
+    let run_as = match &host.ids {
+        // Root's rooms run under ids of this pool, and so does pasta.
+        Ok(pool) if host.privileged => RunAs::User { uid: pool.first, gid: pool.first },
+        _ => RunAs::Myself,
+    };
+    pasta::check(None, run_as)
 }
 
-const DEVICE: &str = "/dev/net/tun";
+/// Judges the three.
+pub fn judge(facts: &Facts) -> Vec<Diagnosis> {
+    vec![loopback(facts), rules(facts), way_out(facts)]
+}
 
-impl Pasta {
-    /// Looks for both.
-    pub fn gather(privileged: bool) -> Self {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let program = std::env::split_paths(&path).map(|directory| directory.join("pasta")).find(|file| file.is_file());
-        Self { program, device: device(privileged) }
+fn loopback(facts: &Facts) -> Diagnosis {
+    let row = |verdict, found: String| Diagnosis::new(Group::Host, "loopback", Layer::Network, verdict, found);
+    match facts.answers.loopback {
+        Ok(()) => row(Verdict::Works, "raised in a network namespace of its own".into()),
+        Err(_) if no_network_namespace(facts) => row(Verdict::Missing, NOT_TRIED.into()).fix("see other-namespaces"),
+        Err(errno) => row(Verdict::Missing, format!("raising it in a network namespace answers {}", say(errno))).fix(
+            "use a kernel with CONFIG_NET_NS and CONFIG_INET, or let the filter around us pass ioctl(2) on sockets",
+        ),
     }
 }
 
-fn device(privileged: bool) -> Result<(), (String, String)> {
-    let found = match fs::metadata(DEVICE) {
-        Ok(found) if found.file_type().is_char_device() => found,
-        Ok(_) => return Err((format!("{DEVICE} is not a device"), "remove it and load the module tun".into())),
-        Err(error) => {
-            let fix = "load the module tun (modprobe tun); in a container, pass the device in: --device /dev/net/tun";
-            return Err((format!("{DEVICE}: {error}"), fix.into()));
-        }
-    };
-    // Root's rooms run under ids that are in no group.
-    let opened = fs::OpenOptions::new().read(true).write(true).open(DEVICE);
-    may_open(found.mode(), found.uid(), found.gid(), privileged, opened.err().as_ref().map(ToString::to_string))
+fn rules(facts: &Facts) -> Diagnosis {
+    let row = |verdict, found: String| Diagnosis::new(Group::Option, "nf-tables", Layer::Network, verdict, found);
+    match facts.answers.rules {
+        Ok(()) => row(Verdict::Works, "--network pasta: rules were put into a network namespace and read back".into()),
+        Err(_) if no_network_namespace(facts) => row(Verdict::Missing, NOT_TRIED.into()).fix("see other-namespaces"),
+        Err(errno) => row(
+            Verdict::Missing,
+            format!("--network pasta: nf_tables answers {} to the rules of a room", say(errno)),
+        )
+        .fix("load the modules nf_tables, nft_reject_ipv4 and nft_reject_ipv6 (modprobe, as root, outside of containers)"),
+    }
 }
 
-fn may_open(mode: u32, uid: u32, gid: u32, privileged: bool, refused: Option<String>) -> Result<(), (String, String)> {
-    let for_everybody = mode & 0o006 == 0o006;
-    let why = match refused {
-        Some(why) => why,
-        None if !privileged || for_everybody => return Ok(()),
-        None => "we may open it, the room's own user may not".into(),
-    };
-    Err((
-        format!("{DEVICE} has mode {:04o}, owner {uid}:{gid}: {why}", mode & 0o7777),
-        "chmod 0666 /dev/net/tun, as the kernel's and udev's default is (it gives nobody a power over the host's network)".into(),
-    ))
+const NOT_TRIED: &str = "not tried: it needs a network namespace";
+
+fn no_network_namespace(facts: &Facts) -> bool {
+    let is_net = |kind: &crate::layers::namespaces::Kind| kind.name() == "net";
+    facts.answers.others.iter().any(|(kind, answer)| is_net(kind) && answer.is_err())
 }
 
-/// Judges both.
-pub fn judge(facts: &Facts) -> Vec<Diagnosis> {
+fn way_out(facts: &Facts) -> Diagnosis {
     let row = |verdict, found: String| Diagnosis::new(Group::Option, "pasta", Layer::Network, verdict, found);
-    let pasta = &facts.pasta;
-    let Some(program) = &pasta.program else {
-        return vec![
-            row(Verdict::Missing, "--network pasta: pasta(1) is not in PATH".into())
-                .fix("install it: the package passt (Debian, Fedora, Arch, Nixpkgs)"),
-        ];
-    };
-    vec![match &pasta.device {
-        Ok(()) => row(Verdict::Works, format!("--network pasta: {}, and {DEVICE} can be opened", program.display())),
-        Err((why, fix)) => {
-            row(Verdict::Missing, format!("--network pasta: {} is there, but {why}", program.display())).fix(fix)
+    match &facts.pasta {
+        Ok(found) => {
+            let device = match found.tun {
+                TunAccess::Host | TunAccess::Bound => "/dev/net/tun can be opened",
+                TunAccess::Made => "/dev/net/tun is closed to its user, so a node of its own is made",
+            };
+            row(Verdict::Works, format!("--network pasta: {} ({}); {device}", found.program.display(), found.version))
         }
-    }]
+        Err(missing) => {
+            row(Verdict::Missing, format!("--network pasta: {}: {}", missing.what, missing.why)).fix(&missing.fix)
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::errno::Errno;
+
     use super::*;
 
     #[test]
-    fn a_device_that_only_root_may_open_is_no_good_for_roots_rooms() {
-        assert!(may_open(0o20666, 0, 0, true, None).is_ok());
-        let (why, fix) = may_open(0o20600, 0, 0, true, None).unwrap_err();
-        assert!(why.contains("0600") && fix.contains("chmod 0666"), "{why}; {fix}");
-        let (why, _) = may_open(0o20600, 0, 0, false, Some("Permission denied (os error 13)".into())).unwrap_err();
-        assert!(why.contains("Permission denied"), "{why}");
-        // A user's rooms run under that user's own id, and keep what it may open.
-        assert!(may_open(0o20660, 0, 101, false, None).is_ok());
+    fn what_pasta_misses_is_handed_on_with_its_fix() {
+        let missing = pasta::Missing {
+            what: "the device /dev/net/tun".into(),
+            why: "Permission denied (mode 0600, owner 0)".into(),
+            fix: "chmod 0666 /dev/net/tun".into(),
+        };
+        let row = way_out(&Facts { pasta: Err(missing), ..Facts::healthy() });
+        assert_eq!(row.verdict, Verdict::Missing);
+        assert!(row.found.contains("0600") && row.fix.unwrap().contains("0666"));
     }
 
     #[test]
-    fn no_pasta_names_the_package() {
-        let facts = Facts { pasta: Pasta { program: None, device: Ok(()) }, ..Facts::healthy() };
-        assert!(judge(&facts).remove(0).fix.unwrap().contains("passt"));
+    fn a_kernel_without_nf_tables_costs_the_way_out_and_not_the_room() {
+        let mut facts = Facts::healthy();
+        facts.answers.rules = Err(Errno::EPROTONOSUPPORT);
+        let rows = judge(&facts);
+        assert_eq!(rows[0].verdict, Verdict::Works);
+        assert_eq!((rows[1].group, rows[1].verdict), (Group::Option, Verdict::Missing));
+        assert!(rows[1].fix.as_ref().unwrap().contains("nf_tables"));
     }
 }

@@ -6,6 +6,7 @@ use std::io::Read;
 use nix::errno::Errno;
 
 use crate::layers::namespaces::Kind;
+use crate::layers::network::{self, nftables, policy};
 use crate::sys::file::{write_existing, write_whole};
 use crate::sys::process::{Forked, exit_now, fork, thread_count, wait};
 use crate::sys::{self, Kernel, Sys};
@@ -25,6 +26,10 @@ pub struct Answers {
     pub maps: Answer,
     /// unshare(2) of each of [`OTHER_KINDS`], in it.
     pub others: Vec<(Kind, Answer)>,
+    /// Raising loopback in a network namespace made there.
+    pub loopback: Answer,
+    /// Rules for the packets that leave it.
+    pub rules: Answer,
     /// A filter of system calls with a listener.
     pub listener: Answer,
 }
@@ -33,14 +38,22 @@ impl Answers {
     /// Nothing was tried.
     pub fn none(errno: Errno) -> Self {
         let no = Err(errno);
-        Self { user: no, maps: no, others: OTHER_KINDS.map(|kind| (kind, no)).to_vec(), listener: no }
+        Self {
+            user: no,
+            maps: no,
+            others: OTHER_KINDS.map(|kind| (kind, no)).to_vec(),
+            loopback: no,
+            rules: no,
+            listener: no,
+        }
     }
 
     /// Tries them. The calling process must have one thread.
     pub fn gather() -> Self {
         let listener = attempts(1, |answers| answers[0] = listen());
-        let of_namespaces = attempts(2 + OTHER_KINDS.len(), |answers| {
+        let of_namespaces = attempts(4 + OTHER_KINDS.len(), |answers| {
             let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+            let (mut raised, mut ruled) = (answers[2], answers[3]);
             answers[0] = Kernel.unshare(Kind::User.flag());
             if answers[0].is_err() {
                 return;
@@ -51,24 +64,46 @@ impl Answers {
             if answers[1].is_err() {
                 return;
             }
-            for (kind, answer) in OTHER_KINDS.iter().zip(&mut answers[2..]) {
+            for (kind, answer) in OTHER_KINDS.iter().zip(&mut answers[4..]) {
                 *answer = Kernel.unshare(kind.flag());
+                // In its own network namespace alone: what is raised and ruled here ends with this process.
+                if *kind == Kind::Net && answer.is_ok() {
+                    raised = network::loopback_up();
+                    ruled = rule();
+                }
             }
+            (answers[2], answers[3]) = (raised, ruled);
         });
         let mut given = of_namespaces.into_iter();
         let mut next = || given.next().unwrap_or(Err(Errno::ECHILD));
         Self {
             user: next(),
             maps: next(),
+            loopback: next(),
+            rules: next(),
             others: OTHER_KINDS.map(|kind| (kind, next())).to_vec(),
             listener: listener.first().copied().unwrap_or(Err(Errno::ECHILD)),
         }
     }
 }
 
+/// Only the attempt shows whether a filter further out already has the one listener that a process may have.
 fn listen() -> Answer {
+    const ALLOW: libc::sock_filter =
+        libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
     Kernel.no_new_privileges()?;
-    sys::feature::listen_to_filter().map(drop)
+    match sys::seccomp::install(&[ALLOW], true) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
+    }
+}
+
+fn rule() -> Answer {
+    let rules = policy::compile(&policy::Policy::default(), &[], false).map_err(|_| Errno::EINVAL)?;
+    nftables::install(&rules).map_err(|refused| match refused {
+        nftables::PolicyNotInForce::Refused { errno, .. } => errno,
+        _ => Errno::EPROTO,
+    })
 }
 
 /// Has a child fill in `count` answers and tell them; a child that dies tells none.

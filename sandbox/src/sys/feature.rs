@@ -1,6 +1,4 @@
-//! Questions to the kernel whose answers change nothing, and one that changes only the process that asks.
-
-use std::os::fd::{FromRawFd, OwnedFd};
+//! Questions to the kernel that change nothing.
 
 use nix::errno::Errno;
 
@@ -33,27 +31,4 @@ pub fn seccomp_filters() -> Result<()> {
     // SAFETY: the kernel reads four bytes at `action`, which outlives the call.
     let answer = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
     Errno::result(answer).map(drop)
-}
-
-/// Puts the calling process, for ever, under a filter that allows everything and has a listener (Linux 5.0). For a child that
-/// is about to end: only the attempt shows whether a filter further out already has the one listener that there can be.
-///
-/// # Errors
-/// EINVAL when the kernel has no listeners, EBUSY when there is one already, EACCES without `no_new_privs`.
-pub fn listen_to_filter() -> Result<OwnedFd> {
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let mut allow = libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
-    let program = libc::sock_fprog { len: 1, filter: &raw mut allow };
-    // SAFETY: `program` names one instruction; both outlive the call and are only read.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
-            &raw const program,
-        )
-    };
-    let listener = Errno::result(answer)?;
-    // SAFETY: the kernel has just returned this descriptor to us.
-    Ok(unsafe { OwnedFd::from_raw_fd(listener as i32) })
 }
