@@ -134,8 +134,8 @@ impl Host {
             open_files_hard: sys::process::get_rlimit(libc::RLIMIT_NOFILE).ok().and_then(|(_, hard)| hard),
             kvm: if wanted.kvm { crate::kvm::probe(privileged) } else { Err(("not asked".into(), String::new())) },
             subordinate: if wanted.range && !privileged {
-                let user = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
-                Subordinate::find(user.as_deref().unwrap_or_default(), uid)
+                let name = crate::ids::entry(&uid.to_string()).ok().flatten().map(|entry| entry.name);
+                Subordinate::find(name.as_deref().unwrap_or_default(), uid)
             } else {
                 Err("not asked".to_owned())
             },
