@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use super::cgroup::Groups;
-use super::network::Pasta;
 use super::probe::{Answer, Answers, OTHER_KINDS};
 use crate::host::{Host, Wanted};
 use crate::layers::namespaces::Kind;
@@ -41,8 +40,6 @@ pub struct Facts {
     pub map_helper: Option<(PathBuf, bool)>,
     /// Control groups.
     pub cgroup: Groups,
-    /// pasta(1) and its device.
-    pub pasta: Pasta,
     /// Settings that are only shown.
     pub settings: Vec<(&'static str, Option<String>)>,
 }
@@ -63,7 +60,7 @@ pub struct Around {
 impl Facts {
     /// Asks.
     pub fn gather() -> Self {
-        let host = Host::probe(Wanted { kvm: true, range: true, cgroups: true });
+        let host = Host::probe(Wanted { kvm: true, range: true, cgroups: true, way_out: true });
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let uid_map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         let keyring = match sys::process::session_keyring() {
@@ -84,7 +81,6 @@ impl Facts {
             filters: sys::feature::seccomp_filters(),
             map_helper: map_helper(),
             cgroup: Groups::gather(&host.cgroups),
-            pasta: super::network::look_for_pasta(&host),
             settings: super::settings::SHOWN.iter().map(|(name, _)| (*name, setting(name))).collect(),
             host,
         }
@@ -145,6 +141,9 @@ impl Facts {
     /// A machine on which everything works.
     pub fn healthy() -> Self {
         use crate::host::Kvm;
+        use crate::layers::network::WayOut;
+        use crate::layers::network::addresses::Families;
+        use crate::layers::network::pasta::{PastaFound, RunAs, TunAccess};
         let works = |kind| (kind, Ok(()));
         Self {
             host: Host {
@@ -159,6 +158,18 @@ impl Facts {
                 masked_proc: None,
                 counts_processes_per_namespace: true,
                 cgroups: Ok(crate::layers::cgroup::Layout::default()),
+                way_out: Ok(WayOut {
+                    pasta: PastaFound {
+                        program: "/usr/bin/pasta".into(),
+                        version: "pasta 1".into(),
+                        options: std::collections::BTreeSet::new(),
+                        tun: TunAccess::Host,
+                        run_as: RunAs::Myself,
+                    },
+                    families: Families { v4: true, v6: true },
+                    addresses: Vec::new(),
+                    resolv_conf: String::new(),
+                }),
                 open_files_hard: None,
                 kvm: Ok(Kvm { group_needed: None }),
                 subordinate: Ok(crate::ids::Subordinate { uid: 100_000, gid: 100_000, length: 65_536 }),
@@ -183,13 +194,6 @@ impl Facts {
             filters: Ok(()),
             map_helper: Some(("/usr/bin/newuidmap".into(), true)),
             cgroup: Groups::healthy(),
-            pasta: Ok(crate::layers::network::pasta::PastaFound {
-                program: "/usr/bin/pasta".into(),
-                version: "pasta 1".into(),
-                options: std::collections::BTreeSet::new(),
-                tun: crate::layers::network::pasta::TunAccess::Host,
-                run_as: crate::layers::network::pasta::RunAs::Myself,
-            }),
             settings: super::settings::SHOWN.iter().map(|(name, _)| (*name, Some("1".into()))).collect(),
         }
     }
@@ -212,7 +216,7 @@ impl Facts {
         self.cgroup = Groups::none();
         let (what, why) = why();
         let fix = "fix".into();
-        self.pasta = Err(crate::layers::network::pasta::Missing { what, why, fix });
+        self.host.way_out = Err(crate::layers::network::pasta::Missing { what, why, fix });
     }
 }
 

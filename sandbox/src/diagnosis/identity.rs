@@ -49,8 +49,11 @@ fn many(facts: &Facts, attempt: &Attempt) -> Diagnosis {
             "install it: Debian's package uidmap, elsewhere shadow-utils",
         ),
         (Some((path, false)), _) => because(
-            format!("{} has neither the set-uid bit of root nor a file capability", path.display()),
-            "reinstall the package that it came with; copies and container images often lose this",
+            format!(
+                "{} gives no privilege here: neither the set-uid bit of a root that exists here, nor a file capability",
+                path.display()
+            ),
+            "reinstall the package that it came with: copies and container images often lose this; in a user namespace, leave it",
         ),
         (_, Err(why)) => because(
             why.clone(),

@@ -174,6 +174,12 @@ pub fn examine(payload: &Payload) -> Report {
 /// Every judgement on these facts and attempts. Pure.
 fn judge(facts: &Facts, default: &Attempt, options: &trial::Options) -> Vec<Diagnosis> {
     let mut all = trial::judge(default);
+    if facts.host.masked_proc.is_some() {
+        let refused = |one: &&mut Diagnosis| one.layer == Some(Layer::Proc) && one.verdict == Verdict::Missing;
+        if let Some(row) = all.iter_mut().find(refused) {
+            row.fix = Some(proc::way_out_of_a_mask(&options.processes_only));
+        }
+    }
     all.extend(namespaces::judge(facts));
     all.extend(identity::judge(facts, &options.id_range));
     all.extend(kernel::judge(facts));
@@ -183,7 +189,7 @@ fn judge(facts: &Facts, default: &Attempt, options: &trial::Options) -> Vec<Diag
     all.extend(trial::judge_options(options));
     all.extend(cgroup::judge(facts, &options.limits));
     all.extend(devices::judge(facts));
-    all.extend(network::judge(facts));
+    all.extend(network::judge(facts, &options.fetch));
     all.extend(settings::judge(facts));
     // Stable: within a group they keep the order above.
     all.sort_by_key(|diagnosis| diagnosis.group);

@@ -1,27 +1,14 @@
 //! Loopback, which every room has; and the way out of a room with a network: pasta(1), its device, and rules for packets.
 
 use super::probe::say;
+use super::trial::{self, Attempt};
 use super::{Diagnosis, Facts, Group, Verdict};
-use crate::host::Host;
 use crate::layers::Layer;
-use crate::layers::network::pasta::{self, PastaFound, RunAs, TunAccess};
-
-/// What pasta's own look at this host found.
-pub type Pasta = Result<PastaFound, pasta::Missing>;
-
-/// Looks for what a room with a network would need.
-pub fn look_for_pasta(host: &Host) -> Pasta {
-    let run_as = match &host.ids {
-        // Root's rooms run under ids of this pool, and so does pasta.
-        Ok(pool) if host.privileged => RunAs::User { uid: pool.first, gid: pool.first },
-        _ => RunAs::Myself,
-    };
-    pasta::check(None, run_as)
-}
+use crate::layers::network::pasta::TunAccess;
 
 /// Judges the three.
-pub fn judge(facts: &Facts) -> Vec<Diagnosis> {
-    vec![loopback(facts), rules(facts), way_out(facts)]
+pub fn judge(facts: &Facts, fetch: &Attempt) -> Vec<Diagnosis> {
+    vec![loopback(facts), rules(facts), way_out(facts, fetch)]
 }
 
 fn loopback(facts: &Facts) -> Diagnosis {
@@ -55,20 +42,26 @@ fn no_network_namespace(facts: &Facts) -> bool {
     facts.answers.others.iter().any(|(kind, answer)| is_net(kind) && answer.is_err())
 }
 
-fn way_out(facts: &Facts) -> Diagnosis {
-    let row = |verdict, found: String| Diagnosis::new(Group::Option, "pasta", Layer::Network, verdict, found);
-    match &facts.pasta {
-        Ok(found) => {
-            let device = match found.tun {
-                TunAccess::Host | TunAccess::Bound => "/dev/net/tun can be opened",
-                TunAccess::Made => "/dev/net/tun is closed to its user, so a node of its own is made",
-            };
-            row(Verdict::Works, format!("--network pasta: {} ({}); {device}", found.program.display(), found.version))
-        }
+fn way_out(facts: &Facts, fetch: &Attempt) -> Diagnosis {
+    let found = match &facts.host.way_out {
+        Ok(found) => found,
         Err(missing) => {
-            row(Verdict::Missing, format!("--network pasta: {}: {}", missing.what, missing.why)).fix(&missing.fix)
+            let found = format!("--network pasta: {}: {}", missing.what, missing.why);
+            return Diagnosis::new(Group::Option, "pasta", Layer::Network, Verdict::Missing, found).fix(&missing.fix);
         }
-    }
+    };
+    let device = match found.pasta.tun {
+        TunAccess::Host | TunAccess::Bound => "/dev/net/tun can be opened",
+        TunAccess::Made => "/dev/net/tun is closed to its user, so a node of its own is made",
+    };
+    let families = match (found.families.v4, found.families.v6) {
+        (true, true) => "IPv4 and IPv6",
+        (true, false) => "IPv4 only",
+        (false, _) => "IPv6 only",
+    };
+    let (program, version) = (found.pasta.program.display(), &found.pasta.version);
+    let gives = format!("--network pasta: a room had it, by {program} ({version}), with {families}; {device}");
+    trial::option("pasta", Layer::Network, fetch, &gives, || "see the failing step".into())
 }
 
 #[cfg(test)]
@@ -76,6 +69,8 @@ mod tests {
     use nix::errno::Errno;
 
     use super::*;
+    use crate::diagnosis::trial::tests::{failed, made};
+    use crate::layers::network::pasta;
 
     #[test]
     fn what_pasta_misses_is_handed_on_with_its_fix() {
@@ -84,7 +79,9 @@ mod tests {
             why: "Permission denied (mode 0600, owner 0)".into(),
             fix: "chmod 0666 /dev/net/tun".into(),
         };
-        let row = way_out(&Facts { pasta: Err(missing), ..Facts::healthy() });
+        let mut facts = Facts::healthy();
+        facts.host.way_out = Err(missing);
+        let row = way_out(&facts, &failed(Layer::Network));
         assert_eq!(row.verdict, Verdict::Missing);
         assert!(row.found.contains("0600") && row.fix.unwrap().contains("0666"));
     }
@@ -93,7 +90,7 @@ mod tests {
     fn a_kernel_without_nf_tables_costs_the_way_out_and_not_the_room() {
         let mut facts = Facts::healthy();
         facts.answers.rules = Err(Errno::EPROTONOSUPPORT);
-        let rows = judge(&facts);
+        let rows = judge(&facts, &made());
         assert_eq!(rows[0].verdict, Verdict::Works);
         assert_eq!((rows[1].group, rows[1].verdict), (Group::Option, Verdict::Missing));
         assert!(rows[1].fix.as_ref().unwrap().contains("nf_tables"));

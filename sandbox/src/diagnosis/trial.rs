@@ -140,6 +140,8 @@ pub struct Options {
     pub id_range: Attempt,
     /// For payloads that make sandboxes.
     pub nested: Attempt,
+    /// With a network, through pasta(1).
+    pub fetch: Attempt,
     /// With a `/proc` of processes only.
     pub processes_only: Attempt,
     /// With a control group that has every limit that can be set without changing a group which is not ours alone.
@@ -172,6 +174,7 @@ impl Options {
             time_namespace: try_one(hope, &|room| room.namespaces.time = true),
             id_range: try_one(hope, &|room| room.identity.outside = Outside::Range),
             nested: try_one(hope, &|room| room.profile = Profile::Nested),
+            fetch: try_one(hope && host.way_out.is_ok(), &|room| room.profile = Profile::Fetch),
             // Where /proc is masked the default room cannot be made, and this is the way out.
             processes_only: try_one(hope || host.masked_proc.is_some(), &|room| {
                 room.proc.source = ProcSource::ProcessesOnly;
@@ -316,6 +319,7 @@ pub mod tests {
             time_namespace: made(),
             id_range: made(),
             nested: made(),
+            fetch: made(),
             processes_only: made(),
             limits: Some(made()),
         }
@@ -323,7 +327,14 @@ pub mod tests {
 
     pub fn none_made() -> Options {
         let no = || failed(Layer::Namespaces);
-        Options { time_namespace: no(), id_range: no(), nested: no(), processes_only: no(), limits: Some(no()) }
+        Options {
+            time_namespace: no(),
+            id_range: no(),
+            nested: no(),
+            fetch: no(),
+            processes_only: no(),
+            limits: Some(no()),
+        }
     }
 
     #[test]
