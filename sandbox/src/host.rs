@@ -134,8 +134,9 @@ impl Host {
             open_files_hard: sys::process::get_rlimit(libc::RLIMIT_NOFILE).ok().and_then(|(_, hard)| hard),
             kvm: if wanted.kvm { crate::kvm::probe(privileged) } else { Err(("not asked".into(), String::new())) },
             subordinate: if wanted.range && !privileged {
-                let name = crate::ids::entry(&uid.to_string()).ok().flatten().map(|entry| entry.name);
-                Subordinate::find(name.as_deref().unwrap_or_default(), uid)
+                let number = uid.to_string();
+                let name = crate::ids::entry(&number).ok().flatten().map_or(number, |entry| entry.name);
+                Subordinate::find(&name, uid)
             } else {
                 Err("not asked".to_owned())
             },

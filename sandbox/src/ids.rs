@@ -158,7 +158,8 @@ impl Subordinate {
         let read = |path: &str| std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
         let (uids, gids) = (read("/etc/subuid")?, read("/etc/subgid")?);
         let line = |text: &str, path: &str| {
-            Self::line(text, user, uid).ok_or_else(|| format!("{path} has no line with 65,536 ids for {user} or {uid}"))
+            Self::line(text, user, uid)
+                .ok_or_else(|| format!("{path} has no line with 65,536 ids for {user} (uid {uid})"))
         };
         let (uid, gid) = (line(&uids, "/etc/subuid")?, line(&gids, "/etc/subgid")?);
         Ok(Self { uid: uid.0, gid: gid.0, length: uid.1.min(gid.1) })

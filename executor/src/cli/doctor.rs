@@ -141,8 +141,10 @@ fn in_words(report: &Report, page: Page) -> String {
         };
         text.push_str(&format!("\n{}\n", page.paint("1", heading)));
         let widest = report.of(group).map(|one| one.aspect.len()).max().unwrap_or(0);
+        let mut above = None;
         for diagnosis in report.of(group) {
-            text.push_str(&row(diagnosis, widest, page));
+            text.push_str(&row(diagnosis, widest, above, page));
+            above = diagnosis.fix.as_deref();
         }
     }
     text
@@ -178,7 +180,8 @@ fn headline(report: &Report, page: Page) -> String {
     text
 }
 
-fn row(diagnosis: &Diagnosis, widest: usize, page: Page) -> String {
+/// One diagnosis. `above` is the fix of the one before: what mends several is not read several times.
+fn row(diagnosis: &Diagnosis, widest: usize, above: Option<&str>, page: Page) -> String {
     const MARGIN: usize = 2;
     const VERDICT: usize = 9;
     let indent = MARGIN + VERDICT + widest + 2;
@@ -187,6 +190,7 @@ fn row(diagnosis: &Diagnosis, widest: usize, page: Page) -> String {
     let mut text = format!("{:MARGIN$}{verdict}{:<widest$}  {found}\n", "", diagnosis.aspect);
     if let Some(fix) = &diagnosis.fix {
         let inner = indent + "fix: ".len();
+        let fix = if above == Some(fix) { "as above" } else { fix };
         text.push_str(&format!("{:indent$}{} {}\n", "", page.paint("1", "fix:"), page.broken(fix, inner)));
     }
     text
@@ -211,7 +215,7 @@ mod tests {
     fn a_row_without_a_terminal_is_one_line_and_its_fix_another() {
         let page = Page { colour: false, width: None };
         let long = "word ".repeat(60);
-        let text = row(&diagnosis(long.trim()), 8, page);
+        let text = row(&diagnosis(long.trim()), 8, None, page);
         assert_eq!(text.lines().count(), 2);
         assert!(text.lines().nth(1).unwrap().trim_start().starts_with("fix: unmask it"));
         assert!(!text.contains('\x1b'));
@@ -220,14 +224,21 @@ mod tests {
     #[test]
     fn a_row_on_a_terminal_stays_inside_it() {
         let page = Page { colour: false, width: Some(60) };
-        let text = row(&diagnosis("word ".repeat(60).trim()), 8, page);
+        let text = row(&diagnosis("word ".repeat(60).trim()), 8, None, page);
         assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
         assert!(text.lines().nth(1).unwrap().starts_with(&" ".repeat(21)), "{text}");
     }
 
     #[test]
+    fn a_fix_is_not_said_twice_in_a_row() {
+        let page = Page { colour: false, width: None };
+        assert!(row(&diagnosis("x"), 8, Some("unmask it"), page).ends_with("fix: as above\n"));
+        assert!(row(&diagnosis("x"), 8, Some("another"), page).ends_with("fix: unmask it\n"));
+    }
+
+    #[test]
     fn colour_is_put_around_the_verdict_alone() {
-        let text = row(&diagnosis("x"), 8, Page { colour: true, width: None });
+        let text = row(&diagnosis("x"), 8, None, Page { colour: true, width: None });
         assert!(text.contains("\x1b[31mmissing  \x1b[0mprocfs"), "{text:?}");
     }
 }

@@ -96,7 +96,7 @@ mod tests {
         let mut facts = Facts::healthy();
         facts.around.no_new_privileges = true;
         assert!(many(&facts, &no).found.contains("no_new_privs"));
-        facts.host.subordinate = Err("/etc/subuid has no line with 65,536 ids for alice or 1000".into());
+        facts.host.subordinate = Err("/etc/subuid has no line with 65,536 ids for alice (uid 1000)".into());
         assert!(many(&facts, &no).fix.unwrap().contains("--add-subuids"));
         facts.map_helper = Some(("/usr/bin/newuidmap".into(), false));
         assert!(many(&facts, &no).found.contains("set-uid"));
