@@ -89,7 +89,9 @@ pub enum Error {
         hint: String,
     },
     /// The room did not turn out as planned: a layer read back from the kernel is not what was asked.
-    #[error("{layer}: the kernel does not show what was set up: {what}; the command was not started; please report this with `anchorhold doctor --json`")]
+    #[error(
+        "{layer}: the kernel does not show what was set up: {what}; the command was not started; please report this with `anchorhold doctor --json`"
+    )]
     NotSealed {
         /// The layer.
         layer: Layer,
@@ -97,7 +99,9 @@ pub enum Error {
         what: String,
     },
     /// The launcher was called from a process with more than one thread.
-    #[error("the room can only be entered from a process with one thread, this one has {threads}: start a launcher process of its own")]
+    #[error(
+        "the room can only be entered from a process with one thread, this one has {threads}: start a launcher process of its own"
+    )]
     ManyThreads {
         /// How many there are.
         threads: u64,

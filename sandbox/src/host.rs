@@ -4,6 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use crate::ids::{Pool, Subordinate};
+use crate::layers::cgroup::Layout;
+use crate::layers::network::WayOut;
+use crate::layers::network::pasta::{Missing, RunAs};
 use crate::sys;
 
 /// The facts that a plan depends on. Plain data: a test can make one up.
@@ -27,6 +30,12 @@ pub struct Host {
     pub no_user_namespaces: Option<(String, String)>,
     /// Why no new procfs can be mounted, and what to do about it.
     pub masked_proc: Option<(String, String)>,
+    /// Whether RLIMIT_NPROC is counted per user namespace (Linux 5.14).
+    pub counts_processes_per_namespace: bool,
+    /// Where control groups are, or why that is not known. Asked only when a limit may need one.
+    pub cgroups: Result<Layout, String>,
+    /// What there is for a network with a way out, or what is missing. Asked only when such a network is wanted.
+    pub way_out: Result<WayOut, Missing>,
     /// Hard limit of open files, `None` for unlimited.
     pub open_files_hard: Option<u64>,
     /// `/dev/kvm`, or why it is unusable and what to do about it.
@@ -51,6 +60,10 @@ pub struct Wanted {
     pub kvm: bool,
     /// Whether a range of ids is of interest.
     pub range: bool,
+    /// Whether control groups are of interest.
+    pub cgroups: bool,
+    /// Whether a network with a way out is of interest.
+    pub way_out: bool,
 }
 
 impl Host {
@@ -60,11 +73,25 @@ impl Host {
         let gid = nix::unistd::getegid().as_raw();
         let uname = nix::sys::utsname::uname();
         let privileged = uid == 0 && has_capabilities();
+        let release = uname.map(|uname| uname.release().to_string_lossy().into_owned()).unwrap_or_default();
         Self {
+            counts_processes_per_namespace: at_least(&release, (5, 14)),
+            cgroups: if wanted.cgroups {
+                Layout::detect().map_err(|error| error.to_string())
+            } else {
+                Err("not asked".to_owned())
+            },
+            way_out: if wanted.way_out {
+                // Which id that is, is known when one is reserved; any unprivileged one has the same to say.
+                let nobody = RunAs::User { uid: 65534, gid: 65534 };
+                WayOut::probe(if privileged { nobody } else { RunAs::Myself })
+            } else {
+                Err(Missing { what: "a way out".into(), why: "not asked".into(), fix: String::new() })
+            },
             uid,
             gid,
             privileged,
-            release: uname.map(|uname| uname.release().to_string_lossy().into_owned()).unwrap_or_default(),
+            release,
             memory: memory(),
             landlock: sys::landlock::version(),
             mount_setattr: sys::mount::has_mount_setattr(),
@@ -92,6 +119,12 @@ impl Host {
 /// Where locks and other things that end with a boot are kept by root.
 pub fn run_directory() -> &'static Path {
     Path::new("/run/anchorhold")
+}
+
+/// Whether a kernel release is this version or newer; an unreadable one is old.
+fn at_least(release: &str, wanted: (u32, u32)) -> bool {
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= wanted)
 }
 
 fn has_capabilities() -> bool {

@@ -169,7 +169,8 @@ impl Subordinate {
             let mut fields = line.split(':');
             let owner = fields.next()?;
             let (first, length) = (fields.next()?.parse().ok()?, fields.next()?.trim().parse().ok()?);
-            ((owner == user || owner.parse() == Ok(uid)) && length >= RANGE_LENGTH && first > 0).then_some((first, length))
+            ((owner == user || owner.parse() == Ok(uid)) && length >= RANGE_LENGTH && first > 0)
+                .then_some((first, length))
         })
     }
 }

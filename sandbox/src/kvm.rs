@@ -19,7 +19,10 @@ pub fn probe(privileged: bool) -> Result<Kvm, (String, String)> {
         Ok(found) if found.file_type().is_char_device() => found,
         Ok(_) => return say("/dev/kvm is not a device".into(), "remove it and load the module kvm"),
         Err(error) => {
-            return say(format!("/dev/kvm: {error}"), "load kvm_intel or kvm_amd, or enable virtualisation in the firmware");
+            return say(
+                format!("/dev/kvm: {error}"),
+                "load kvm_intel or kvm_amd, or enable virtualisation in the firmware",
+            );
         }
     };
     if let Some(missing) = processor_without_virtualisation(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) {
@@ -34,13 +37,21 @@ pub fn probe(privileged: bool) -> Result<Kvm, (String, String)> {
         _ if mode & 0o060 == 0o060 && found.gid() != 0 => Kvm { group_needed: Some(found.gid()) },
         _ => {
             return say(
-                format!("/dev/kvm has mode {:04o}, owner {}:{}: only root may open it", mode & 0o7777, found.uid(), found.gid()),
+                format!(
+                    "/dev/kvm has mode {:04o}, owner {}:{}: only root may open it",
+                    mode & 0o7777,
+                    found.uid(),
+                    found.gid()
+                ),
                 "chgrp kvm /dev/kvm && chmod 0660 /dev/kvm (a udev rule makes it last)",
             );
         }
     };
     if !privileged && let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        return say(format!("opening /dev/kvm: {error}"), "add this user to the group that owns it (usermod -aG kvm USER)");
+        return say(
+            format!("opening /dev/kvm: {error}"),
+            "add this user to the group that owns it (usermod -aG kvm USER)",
+        );
     }
     match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(device) => match crate::sys::device::kvm_interface_version(device.as_raw_fd()) {
@@ -56,9 +67,8 @@ pub fn probe(privileged: bool) -> Result<Kvm, (String, String)> {
 fn processor_without_virtualisation(cpuinfo: &str) -> Option<String> {
     let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags"))?;
     let has = |flag: &str| flags.split_ascii_whitespace().any(|one| one == flag);
-    (!has("vmx") && !has("svm")).then(|| {
-        "/dev/kvm answers, but the processor shows neither vmx nor svm: a guest would hang".to_owned()
-    })
+    (!has("vmx") && !has("svm"))
+        .then(|| "/dev/kvm answers, but the processor shows neither vmx nor svm: a guest would hang".to_owned())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::layers::seccomp::Refused;
 use crate::seal::Seal;
 
 /// What ended the payload.
@@ -99,11 +100,21 @@ pub struct Outcome {
     pub end: End,
     /// What it used.
     pub account: Account,
+    /// What its system call filter refused, most frequent first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<Refused>,
+    /// Refusals beyond those that are told apart.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub refused_others: u64,
     /// What was proved of it before the payload ran.
     pub seal: Seal,
     /// Where the time of making it went, when asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub timings: Vec<Timing>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A wait status in words.

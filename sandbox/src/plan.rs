@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::error::Refusal;
 use crate::host::Host;
-use crate::layers::{self, Action, Layer, identity};
+use crate::layers::{self, Action, Layer, identity, network};
 use crate::room::Room;
 
 /// The order that the kernel forces. A layer says in which stage each of its steps belongs; within a stage, steps keep the order of
@@ -28,7 +28,11 @@ pub enum Stage {
     Birth,
     /// The other namespaces, made by the first process itself so that nobody else holds them.
     Enter,
-    /// What the network needs while its owner still has a capability over it.
+    /// Before the cgroup namespace, whose root is the group that its maker is in.
+    Join,
+    /// The cgroup namespace.
+    EnterCgroup,
+    /// The network namespace, made by the warden at the same time as the room's first process does what follows.
     Network,
     /// The new root must be mounted before anything can be attached below it.
     NewRoot,
@@ -38,14 +42,16 @@ pub enum Stage {
     Devices,
     /// A new procfs is allowed only while the host's is in sight.
     Proc,
-    /// Needs procfs.
-    ProcCovers,
-    /// Written while `/proc/sys` can still be written.
-    NamespaceLimits,
-    /// Everything becomes read-only.
+    /// The room's first process joins the network, while it still has a capability over it.
+    JoinNetwork,
+    /// The tree becomes read-only.
     Seal,
     /// The old root goes.
     Pivot,
+    /// Written while `/proc/sys` can still be written.
+    NamespaceLimits,
+    /// Parts of `/proc` are covered, `/proc/sys` becomes read-only.
+    ProcCovers,
     /// The second user namespace: from here on nothing of the above can be undone.
     Lock,
     /// Keyring, session, standard streams, personality, current directory.
@@ -129,7 +135,8 @@ impl Plan {
         let Draft { mut steps, weakenings } = draft;
         // Stable: layers keep their order within a stage.
         steps.sort_by_key(|step| step.stage);
-        let takes_ids = steps.iter().any(|step| matches!(step.action, Action::Identity(identity::Action::Reserve { .. })));
+        let takes_ids =
+            steps.iter().any(|step| matches!(step.action, Action::Identity(identity::Action::Reserve { .. })));
         let ids = match (&host.ids, takes_ids) {
             (Ok(pool), true) => Some(pool.clone()),
             (Err(why), true) => {
@@ -143,6 +150,11 @@ impl Plan {
             (_, false) => None,
         };
         Ok(Self { room: room.clone(), steps, weakenings, memory: host.memory, ids })
+    }
+
+    /// Where the room's first process begins.
+    pub fn birth(&self) -> usize {
+        self.steps.iter().position(|step| step.stage >= Stage::Birth).unwrap_or(self.steps.len())
     }
 
     /// The steps of one process, with their numbers in the whole plan.
@@ -165,6 +177,7 @@ impl Draft {
         let place = match stage {
             Stage::Reserve => Place::Supervisor,
             _ if action.is_the_supervisors() => Place::Supervisor,
+            Stage::Network => Place::Warden,
             Stage::OpenSources | Stage::TakeIdentity | Stage::Unshare | Stage::Maps => Place::Warden,
             _ => Place::Room,
         };
@@ -180,6 +193,11 @@ impl Draft {
 impl Action {
     /// Whether only the supervisor, outside, can do it, at whatever stage.
     fn is_the_supervisors(&self) -> bool {
-        matches!(self, Self::Identity(identity::Action::MapRange { .. }))
+        matches!(
+            self,
+            Self::Identity(identity::Action::MapRange { .. })
+                | Self::Cgroup(_)
+                | Self::Network(network::Action::StartPasta(..))
+        )
     }
 }

@@ -173,7 +173,9 @@ mod tests {
 
     #[test]
     fn times_are_read_as_people_write_them() {
-        for (text, milliseconds) in [("30", 30_000), ("500ms", 500), ("1.5s", 1500), ("10m", 600_000), ("2h", 7_200_000)] {
+        for (text, milliseconds) in
+            [("30", 30_000), ("500ms", 500), ("1.5s", 1500), ("10m", 600_000), ("2h", 7_200_000)]
+        {
             assert_eq!(text.parse(), Ok(Duration(milliseconds)), "{text}");
         }
         for text in ["", "0", "-1", "1y", "s", "1e999"] {

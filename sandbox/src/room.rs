@@ -11,6 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::layers::Layer;
+use crate::layers::network::policy::{Allow, Prefix};
 use crate::quantity::{Duration, Size};
 use crate::text::Text;
 
@@ -334,9 +335,15 @@ pub struct Network {
     pub mode: Option<NetworkMode>,
     /// Destinations that `pasta` lets through although they are private: `ADDRESS[/PREFIX][:PORT[-PORT]][/tcp|/udp]`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub allow: Vec<String>,
+    pub allow: Vec<Allow>,
+    /// Networks that `pasta` refuses besides the private ones: `ADDRESS/PREFIX`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub refuse: Vec<Prefix>,
     /// Whether nothing but the allowed destinations is let through.
     pub only_allowed: bool,
+    /// Whether names can be looked up; when not given, yes, but no with `only-allowed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<bool>,
 }
 
 /// The kinds of network.
@@ -435,13 +442,21 @@ pub struct Landlock {
 }
 
 /// The system call filter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Seccomp {
     /// Whether refusals are recorded; when not given, what the profile says: a process tree can have one listener only,
     /// so `nested` leaves it to what runs inside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<bool>,
+    /// Whether 32-bit programs run. Off closes socketcall(2), behind which the filter cannot see.
+    pub compat: bool,
+}
+
+impl Default for Seccomp {
+    fn default() -> Self {
+        Self { record: None, compat: true }
+    }
 }
 
 /// What runs.

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::layers::{self, Layer, namespaces::Kind};
+use crate::layers::{self, Layer, cgroup::Cgroup, namespaces::Kind};
 use crate::plan::{Plan, Weakening};
 use crate::room::Profile;
 use crate::site::Note;
@@ -136,16 +136,38 @@ impl MountLine {
     }
 }
 
+/// What of a room no longer changes once it is locked: read while the rest is still being done.
+pub struct Standing {
+    mounts: Vec<MountLine>,
+    namespaces: Vec<(Kind, io::Result<String>, io::Result<String>)>,
+}
+
+impl Standing {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When procfs does not show the process.
+    pub fn read_from_kernel(pid: Pid) -> io::Result<Self> {
+        let mounts = MountLine::parse_all(&fs::read_to_string(format!("/proc/{pid}/mountinfo"))?);
+        let process = pid.to_string();
+        let namespaces = Kind::ALL.map(|kind| (kind, namespace_of(&process, kind), namespace_of("self", kind)));
+        Ok(Self { mounts, namespaces: namespaces.into() })
+    }
+}
+
 /// The room's first process as the kernel shows it from outside, and what it reported of itself.
 pub struct View<'a> {
     /// Its id, outside.
     pub pid: Pid,
     /// The mount table.
-    pub mounts: Vec<MountLine>,
+    pub mounts: &'a [MountLine],
     /// The supervisor's own session keyring.
     pub own_keyring: &'a str,
+    /// The room's control group.
+    pub cgroup: Option<&'a Cgroup>,
     /// What shares of memory were computed from, in bytes.
     pub memory: u64,
+    standing: &'a Standing,
     status: String,
     stat: String,
     notes: &'a [Note],
@@ -157,13 +179,22 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// When procfs does not show the process.
-    pub fn read_from_kernel(pid: Pid, plan: &'a Plan, notes: &'a [Note], own_keyring: &'a str) -> io::Result<Self> {
+    pub fn read_from_kernel(
+        pid: Pid,
+        plan: &'a Plan,
+        standing: &'a Standing,
+        notes: &'a [Note],
+        own_keyring: &'a str,
+        cgroup: Option<&'a Cgroup>,
+    ) -> io::Result<Self> {
         let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
         Ok(Self {
             pid,
-            mounts: MountLine::parse_all(&read("mountinfo")?),
+            mounts: &standing.mounts,
             own_keyring,
+            cgroup,
             memory: plan.memory,
+            standing,
             status: read("status")?,
             stat: read("stat")?,
             notes,
@@ -190,20 +221,17 @@ impl<'a> View<'a> {
         fs::read_to_string(format!("/proc/{}/{name}", self.pid))
     }
 
-    /// The identity of a namespace of the room.
+    /// The identity of a namespace of the room, and that of the supervisor's own.
     ///
     /// # Errors
-    /// The kernel's.
-    pub fn namespace(&self, kind: Kind) -> io::Result<String> {
-        namespace_of(&self.pid.to_string(), kind)
-    }
-
-    /// The identity of the supervisor's own namespace.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn own_namespace(&self, kind: Kind) -> io::Result<String> {
-        namespace_of("self", kind)
+    /// What kept it from being read.
+    pub fn namespace(&self, kind: Kind) -> Result<(&str, &str), String> {
+        let found = self.standing.namespaces.iter().find(|(one, ..)| *one == kind);
+        match found {
+            Some((_, Ok(inside), Ok(outside))) => Ok((inside, outside)),
+            Some((_, Err(error), _) | (_, _, Err(error))) => Err(format!("/proc/PID/ns/{}: {error}", kind.name())),
+            None => Err(format!("the {} namespace was not read", kind.name())),
+        }
     }
 
     /// What the room reported of itself.
@@ -273,7 +301,9 @@ pub fn seal(plan: &Plan, view: &View<'_>) -> Result<Seal, Error> {
     Ok(Seal {
         version: 1,
         made_by: concat!("anchorhold ", env!("CARGO_PKG_VERSION")),
-        kernel: nix::sys::utsname::uname().map(|uname| uname.release().to_string_lossy().into_owned()).unwrap_or_default(),
+        kernel: nix::sys::utsname::uname()
+            .map(|uname| uname.release().to_string_lossy().into_owned())
+            .unwrap_or_default(),
         profile: room.profile,
         layers: sealed,
     })
@@ -289,7 +319,10 @@ mod tests {
                      37 35 0:5 / / ro,nosuid - tmpfs none rw\n";
         let lines = MountLine::parse_all(table);
         assert_eq!(lines.len(), 2);
-        assert_eq!((lines[0].point.as_str(), lines[0].propagation.as_str(), lines[0].kind.as_str()), ("/mnt2", "master:1 shared:2", "ext3"));
+        assert_eq!(
+            (lines[0].point.as_str(), lines[0].propagation.as_str(), lines[0].kind.as_str()),
+            ("/mnt2", "master:1 shared:2", "ext3")
+        );
         assert!(lines[1].has("ro") && lines[1].has("nosuid") && !lines[1].has("no") && lines[1].propagation.is_empty());
     }
 }

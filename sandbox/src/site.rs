@@ -15,7 +15,10 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Pool, Reservation};
+use crate::launcher::Hatch;
 use crate::layers::Layer;
+use crate::layers::cgroup::Cgroup;
+use crate::layers::network::pasta::Pasta;
 use crate::sys::{MountFlags, Propagation, Sys};
 
 /// What went wrong in a step: the kernel's answer, and words where it alone says too little.
@@ -93,14 +96,24 @@ pub struct Site<'a> {
     pub reservation: Option<Reservation>,
     /// The ids held in the launcher's user namespace.
     pub held_ids: (u32, u32),
+    /// The kernel ids that were asked for by number.
+    pub given_ids: Option<(u32, u32)>,
+    /// What steps took, where it is known before it is told, in nanoseconds.
+    pub timings: Vec<(usize, u64)>,
     /// The process that a step of the supervisor is about.
     pub child: Option<Pid>,
     /// Detached trees that were opened before ids were given up, by the plan's numbers.
     pub sources: Vec<Option<OwnedFd>>,
     /// Standard streams, before they are put in place.
     pub streams: Streams,
-    /// The room's control group files to join, opened by the supervisor.
-    pub cgroup_files: Vec<OwnedFd>,
+    /// The room's control group, held by the supervisor.
+    pub cgroup: Option<Cgroup>,
+    /// pasta, held by the supervisor.
+    pub pasta: Option<Pasta>,
+    /// The warden's word that the network is made, with the network; held by the room's first process.
+    pub bridge: Option<Hatch>,
+    /// The way to the supervisor.
+    pub hatch: Option<Rc<Hatch>>,
     /// What is told to the supervisor.
     pub notes: Vec<Note>,
     /// The listener of the system call filter, until it is handed over.
@@ -121,10 +134,15 @@ impl<'a> Site<'a> {
             ids,
             reservation: None,
             held_ids,
+            given_ids: None,
+            timings: Vec::new(),
             child: None,
             sources: Vec::new(),
             streams: Streams::default(),
-            cgroup_files: Vec::new(),
+            cgroup: None,
+            pasta: None,
+            bridge: None,
+            hatch: None,
             notes: Vec::new(),
             listener: None,
             root: None,
@@ -136,6 +154,24 @@ impl<'a> Site<'a> {
     /// Tells the supervisor a fact for the seal.
     pub fn note(&mut self, layer: Layer, key: &str, value: impl Into<String>) {
         self.notes.push(Note { layer, key: key.into(), value: value.into() });
+    }
+
+    /// The kernel ids that the room runs under, where they were reserved.
+    pub fn room_ids(&self) -> Option<(u32, u32)> {
+        self.given_ids.or_else(|| self.reservation.as_ref().map(|held| (held.first, held.first)))
+    }
+
+    /// Waits for the network namespace that the warden makes.
+    pub fn receive_network(&mut self) -> Result<OwnedFd, Trouble> {
+        let bridge = self.bridge.take().ok_or(Errno::ENOTCONN)?;
+        match bridge.receive::<Vec<(usize, u64)>>()? {
+            Some((timings, Some(namespace))) => {
+                self.timings.extend(timings);
+                Ok(namespace)
+            }
+            // The warden has said why it could not.
+            _ => Err(Errno::ECANCELED.into()),
+        }
     }
 
     /// The room's root directory.
@@ -174,9 +210,10 @@ impl<'a> Site<'a> {
         };
         // A link answers ENOTDIR to O_DIRECTORY with O_NOFOLLOW: say what it is.
         let open = open.map_err(|errno| match errno {
-            Errno::ENOTDIR | Errno::ELOOP => {
-                Trouble::new(errno, format!("{} is a symbolic link or a file in the room, not a directory", path.display()))
-            }
+            Errno::ENOTDIR | Errno::ELOOP => Trouble::new(
+                errno,
+                format!("{} is a symbolic link or a file in the room, not a directory", path.display()),
+            ),
             errno => at(errno, path),
         })?;
         let open = Rc::new(open);
@@ -216,7 +253,10 @@ impl<'a> Site<'a> {
             Err(Errno::EROFS) => {
                 return Err(Trouble::new(
                     Errno::EROFS,
-                    format!("{} does not exist in the read-only tree around it, so it cannot be a mount point", path.display()),
+                    format!(
+                        "{} does not exist in the read-only tree around it, so it cannot be a mount point",
+                        path.display()
+                    ),
                 ));
             }
             Err(errno) => return Err(at(errno, path)),
@@ -227,12 +267,6 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// A detached clone of the mount at `path` of the room's own tree.
-    pub fn clone_room_path(&mut self, path: &Path) -> Result<OwnedFd, Trouble> {
-        let (parent, name) = self.parent(path)?;
-        self.sys.open_tree(parent.as_fd(), name, false).map_err(|errno| at(errno, path))
-    }
-
     /// A directory of the room's tree; the root of what is mounted there.
     pub fn open_room_directory(&mut self, path: &Path) -> Result<OwnedFd, Trouble> {
         let (parent, name) = self.parent(path)?;
@@ -240,29 +274,30 @@ impl<'a> Site<'a> {
     }
 
     /// Keeps a directory of generated files that a mount is about to hide, each to be bound elsewhere: see [`Site::cover`].
-    pub fn keep_covers(&mut self, directory: &Path, names: &[&str]) -> Outcome {
-        let covers = self.open_room_directory(directory)?;
-        for name in names {
-            // Restricted once, over itself: what is cloned from here inherits the restrictions.
-            let name = Path::new(name);
-            let cover = self.sys.open_tree(covers.as_fd(), name, false).map_err(|errno| at(errno, name))?;
-            self.sys.mount_setattr(cover.as_fd(), MountFlags::SEALED, None, false)?;
-            self.sys.move_mount(cover.as_fd(), covers.as_fd(), name).map_err(|errno| at(errno, name))?;
-        }
-        self.covers = Some(covers);
+    pub fn keep_covers(&mut self, directory: &Path) -> Outcome {
+        let (parent, name) = self.parent(directory)?;
+        // Restricted once, over itself: what is cloned from here inherits the restrictions.
+        let tree = self.sys.open_tree(parent.as_fd(), name, false).map_err(|errno| at(errno, directory))?;
+        self.sys.mount_setattr(tree.as_fd(), MountFlags::SEALED, None, false)?;
+        self.sys.move_mount(tree.as_fd(), parent.as_fd(), name).map_err(|errno| at(errno, directory))?;
+        self.directories.retain(|known, _| !known.starts_with(directory));
+        self.covers = Some(tree);
         Ok(())
     }
 
-    /// Covers `name` below `directory`, if it is there, with one of the kept files.
-    pub fn cover(&mut self, directory: &Path, name: &str, cover: &str) -> Outcome {
-        let path = directory.join(name);
-        let (parent, last) = self.parent(&path)?;
-        if !self.sys.exists(parent.as_fd(), last) {
-            return Ok(());
-        }
+    /// Makes the kept directory the current one, so that its files are named without a path in [`Site::cover`].
+    pub fn enter_covers(&self) -> Outcome {
         let covers = self.covers.as_ref().ok_or_else(|| Trouble::new(Errno::ENOENT, "the covers are not made yet"))?;
-        let tree = self.sys.open_tree(covers.as_fd(), Path::new(cover), false).map_err(|errno| at(errno, &path))?;
-        self.sys.move_mount(tree.as_fd(), parent.as_fd(), last).map_err(|errno| at(errno, &path))
+        Ok(self.sys.fchdir(covers.as_fd())?)
+    }
+
+    /// Covers a file or directory of the room, by its path after pivot_root, with one of the kept files; nothing to do
+    /// where there is none.
+    pub fn cover(&self, path: &Path, cover: &str) -> Outcome {
+        match self.sys.bind(Path::new(cover), path) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(at(errno, path)),
+        }
     }
 
     /// Binds a host directory over the same path, plainly: what a room without a layer has instead of it.
@@ -272,18 +307,10 @@ impl<'a> Site<'a> {
         self.attach(tree.as_fd(), path, true)
     }
 
-    /// Writes a file of the room's tree that exists, for example in its `/proc`.
-    pub fn write_room_file(&mut self, path: &Path, content: &[u8]) -> Outcome {
-        let (parent, name) = self.parent(path)?;
-        let file = self.sys.open_write(parent.as_fd(), name).map_err(|errno| at(errno, path))?;
-        self.sys.write_descriptor(file.as_fd(), content).map_err(|errno| at(errno, path))
-    }
-
     /// Forgets every descriptor of the tree.
     pub fn close_tree(&mut self) {
         self.directories.clear();
         self.root = None;
-        self.covers = None;
         self.sources.clear();
     }
 }

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anchorhold_sandbox::Layer;
 use anchorhold_sandbox::host::Wanted;
+use anchorhold_sandbox::layers::network::policy::{Allow, Prefix};
 use anchorhold_sandbox::quantity::{Duration, Size};
-use anchorhold_sandbox::room::{Entry, Network, NetworkMode, Outside, Output, ProcSource, Profile, Room, Stdin};
+use anchorhold_sandbox::room::{Entry, Network, NetworkMode, Output, Outside, ProcSource, Profile, Room, Stdin};
 use anchorhold_sandbox::text::Text;
 use clap::Args;
 
@@ -62,7 +63,11 @@ pub struct RoomOptions {
 
     /// Let pasta reach this private destination [ADDRESS[/PREFIX][:PORT[-PORT]][/tcp|/udp]]
     #[arg(long, value_name = "DESTINATION", help_heading = "Network")]
-    allow: Vec<String>,
+    allow: Vec<Allow>,
+
+    /// Have pasta refuse this network too [ADDRESS/PREFIX]
+    #[arg(long, value_name = "NETWORK", help_heading = "Network")]
+    refuse: Vec<Prefix>,
 
     /// Let pasta reach the allowed destinations only
     #[arg(long, help_heading = "Network")]
@@ -140,6 +145,10 @@ pub struct RoomOptions {
     #[arg(long, help_heading = "Process")]
     init: bool,
 
+    /// Let no 32-bit program run
+    #[arg(long, help_heading = "Process")]
+    no_compat: bool,
+
     /// Let uname name a 32-bit machine
     #[arg(long, help_heading = "Process")]
     linux32: bool,
@@ -160,7 +169,12 @@ fn proc_source(word: &str) -> Result<ProcSource, String> {
 impl RoomOptions {
     /// What of the host the plan will depend on.
     pub fn wanted(&self, room: &Room) -> Wanted {
-        Wanted { kvm: room.devices.kvm, range: room.identity.outside == Outside::Range }
+        Wanted {
+            kvm: room.devices.kvm,
+            range: room.identity.outside == Outside::Range,
+            way_out: anchorhold_sandbox::layers::network::mode(room) == NetworkMode::Pasta,
+            cgroups: anchorhold_sandbox::layers::cgroup::may_be_asked(&room.limits),
+        }
     }
 
     /// The room.
@@ -200,7 +214,12 @@ impl RoomOptions {
         room.mounts.extend(self.ro.iter().map(|path| Entry::bind(path, false)));
         room.mounts.extend(self.rw.iter().map(|path| Entry::bind(path, true)));
         for inside in &self.tmpfs {
-            room.mounts.push(Entry::Tmpfs { inside: inside.clone(), size: Size::Share(50), mode: 0o1777, noexec: false });
+            room.mounts.push(Entry::Tmpfs {
+                inside: inside.clone(),
+                size: Size::Share(50),
+                mode: 0o1777,
+                noexec: false,
+            });
         }
         if let Some(bound) = self.tmpfs_size {
             for entry in &mut room.mounts {
@@ -227,7 +246,8 @@ impl RoomOptions {
 
     fn set_network(&self, network: &mut Network) {
         network.mode = self.network.or(network.mode);
-        network.allow.extend(self.allow.iter().cloned());
+        network.allow.extend(&self.allow);
+        network.refuse.extend(&self.refuse);
         network.only_allowed |= self.only_allowed;
     }
 
@@ -255,6 +275,7 @@ impl RoomOptions {
         if let Some(argv0) = &self.argv0 {
             process.argv0 = Some(argv0.into());
         }
+        room.seccomp.compat &= !self.no_compat;
         process.init |= self.init;
         if self.linux32 {
             process.personality = anchorhold_sandbox::room::Personality::Linux32;

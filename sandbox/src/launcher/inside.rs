@@ -4,13 +4,14 @@ use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Instant;
 
 use nix::errno::Errno;
 
 use super::Options;
 use super::message::{Answer, Hatch, Report};
-use crate::plan::{Place, Plan};
+use crate::plan::{Place, Plan, Stage};
 use crate::site::{Site, Trouble};
 use crate::sys::process::{self, exit_now};
 
@@ -30,11 +31,7 @@ pub fn interpret(
     for number in range {
         let step = &plan.steps[number];
         let begun = options.timing.then(Instant::now);
-        let done = if step.place == place {
-            do_step(plan, number, site, options)
-        } else {
-            hand_over(number, hatch)
-        };
+        let done = if step.place == place { do_step(plan, number, site, options) } else { hand_over(number, hatch) };
         done.map_err(|trouble| (number, trouble))?;
         if let Some(begun) = begun {
             timings.push((number, begun.elapsed().as_nanos() as u64));
@@ -68,24 +65,25 @@ pub fn fail(hatch: &Hatch, step: usize, trouble: &Trouble) -> ! {
 }
 
 /// The whole life of the room's first process before the payload.
-///
-/// `timings` are those of the warden, whose memory this process has a copy of.
-pub fn live(
-    plan: &Plan,
-    first_step: usize,
-    mut site: Site<'_>,
-    hatch: Hatch,
-    mut timings: Vec<(usize, u64)>,
-    options: Options,
-) -> ! {
+pub fn live(plan: &Plan, first_step: usize, mut site: Site<'_>, hatch: Hatch, options: Options) -> ! {
+    let hatch = Rc::new(hatch);
+    site.hatch = Some(Rc::clone(&hatch));
     let command = Command::prepare(plan);
     process::reset_signals();
-    let range = first_step..plan.steps.len();
-    match interpret(plan, Place::Room, range, &mut site, &hatch, options) {
-        Ok(taken) => timings.extend(taken),
-        Err((step, trouble)) => fail(&hatch, step, &trouble),
+    let locked = plan.steps.iter().position(|step| step.stage > Stage::Lock).unwrap_or(plan.steps.len());
+    for range in [first_step..locked, locked..plan.steps.len()] {
+        let whole = range.end == plan.steps.len();
+        match interpret(plan, Place::Room, range, &mut site, &hatch, options) {
+            Ok(taken) => site.timings.extend(taken),
+            Err((step, trouble)) => fail(&hatch, step, &trouble),
+        }
+        if !whole {
+            // A supervisor that is shown nothing seals nothing; one that does not hear this is gone.
+            let _ = process::stay_readable();
+            let _ = hatch.send(&Report::Locked, None);
+        }
     }
-    let ready = Report::Ready { notes: std::mem::take(&mut site.notes), timings };
+    let ready = Report::Ready { notes: std::mem::take(&mut site.notes), timings: std::mem::take(&mut site.timings) };
     // Changing ids made this process undumpable, and then the kernel shows it to root alone; exec would undo that anyway.
     let _ = process::stay_readable();
     let told = hatch.send(&ready, site.listener.as_ref().map(AsFd::as_fd));
@@ -124,7 +122,13 @@ impl Command {
             arguments: plan.room.arguments().into_iter().map(|argument| c_string(argument.into_vec())).collect(),
             environment: process.environment.iter().map(variable).collect(),
             search: path
-                .map(|path| path.0.as_bytes().split(|byte| *byte == b':').map(|part| OsStr::from_bytes(part).to_owned()).collect())
+                .map(|path| {
+                    path.0
+                        .as_bytes()
+                        .split(|byte| *byte == b':')
+                        .map(|part| OsStr::from_bytes(part).to_owned())
+                        .collect()
+                })
                 .unwrap_or_default(),
         }
     }
@@ -137,7 +141,11 @@ impl Command {
         }
         let mut answer = Errno::ENOENT;
         for directory in self.search.iter().filter(|directory| !directory.is_empty()) {
-            match process::exec(Path::new(directory).join(&self.program).as_os_str(), &self.arguments, &self.environment) {
+            match process::exec(
+                Path::new(directory).join(&self.program).as_os_str(),
+                &self.arguments,
+                &self.environment,
+            ) {
                 Errno::ENOENT | Errno::ENOTDIR => {}
                 Errno::EACCES => answer = Errno::EACCES,
                 other => return other,

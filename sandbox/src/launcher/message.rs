@@ -16,12 +16,18 @@ use crate::site::Note;
 pub enum Report {
     /// From the warden: the room's first process has this id.
     Born(i32),
+    /// Mounts and namespaces are what they will be: the supervisor may read them while the rest is done.
+    Locked,
     /// It is this step's turn, which is the supervisor's.
     Turn(usize),
     /// A step failed; the sender ends.
     Failed { step: usize, errno: i32, detail: Option<String> },
     /// The plan is done up to the exec. Comes with the filter's listener where there is one.
-    Ready { notes: Vec<Note>, timings: Vec<(usize, u64)> },
+    Ready {
+        notes: Vec<Note>,
+        /// Number of the step, nanoseconds.
+        timings: Vec<(usize, u64)>,
+    },
     /// The exec failed; the sender ends.
     NoExec { errno: i32 },
 }

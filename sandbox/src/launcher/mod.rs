@@ -11,6 +11,8 @@ mod pump;
 mod supervisor;
 mod warden;
 
+pub(crate) use message::Hatch;
+
 use std::io;
 
 use nix::errno::Errno;

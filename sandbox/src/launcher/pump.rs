@@ -33,7 +33,8 @@ impl Pump {
                 let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(say)?;
                 // Two pipes lose the order between the streams. Where both of ours are one file (a terminal, a log), so are the payload's.
                 if same_file(1, 2) {
-                    streams.stderr = Some(theirs.try_clone().map_err(|error| Error::supervisor("copying a descriptor", error))?);
+                    streams.stderr =
+                        Some(theirs.try_clone().map_err(|error| Error::supervisor("copying a descriptor", error))?);
                 } else {
                     let (our_error, their_error) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(say)?;
                     streams.stderr = Some(their_error);
@@ -48,7 +49,8 @@ impl Pump {
                 for end in [&pair.master, &pair.slave] {
                     fcntl(end, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).map_err(say)?;
                 }
-                let copy = |fd: &OwnedFd| fd.try_clone().map_err(|error| Error::supervisor("copying a descriptor", error));
+                let copy =
+                    |fd: &OwnedFd| fd.try_clone().map_err(|error| Error::supervisor("copying a descriptor", error));
                 streams.stdin = Some(copy(&pair.slave)?);
                 streams.stdout = Some(copy(&pair.slave)?);
                 streams.stderr = Some(pair.slave);
@@ -57,7 +59,11 @@ impl Pump {
             }
         }
         if room.process.output != Output::Terminal && room.process.stdin == Stdin::Null {
-            let null = nix::fcntl::open(Path::new("/dev/null"), OFlag::O_RDONLY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty());
+            let null = nix::fcntl::open(
+                Path::new("/dev/null"),
+                OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+                nix::sys::stat::Mode::empty(),
+            );
             streams.stdin = Some(null.map_err(|errno| Error::supervisor("opening /dev/null", errno))?);
         }
         Ok((streams, pump))

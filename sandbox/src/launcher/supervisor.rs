@@ -15,9 +15,14 @@ use super::message::{Answer, Hatch, Report};
 use super::pump::{self, Pump, Read};
 use super::{Options, Sink, Stream, warden};
 use crate::error::{Error, StepFailure};
+use crate::layers::Action;
+use crate::layers::cgroup::{self, Cgroup};
+use crate::layers::identity::{self, Ids};
+use crate::layers::network::pasta::Pasta;
+use crate::layers::seccomp::Recorder;
 use crate::outcome::{Account, End, Outcome, Timing, seconds, status_in_words};
 use crate::plan::{Place, Plan};
-use crate::seal::{self, Seal, View};
+use crate::seal::{self, Seal, Standing, View};
 use crate::site::{Note, Site, Trouble};
 use crate::sys::Kernel;
 use crate::sys::process::{self, Forked, pidfd_signal};
@@ -70,30 +75,101 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     // The payload's ends are the payload's alone: an end of file must mean that the room is empty.
     site.streams = Default::default();
     site.child = Some(warden_pid);
+    site.given_ids = plan.steps.iter().find_map(|step| match &step.action {
+        Action::Identity(identity::Action::Become { ids: Ids::Given { uid, gid }, .. }) => Some((*uid, *gid)),
+        _ => None,
+    });
 
     let mut room = Processes { warden: Some(warden_pid), leash: Some(leash_held), first: None };
     let made = make(plan, options, &hatch, &mut site, &mut room, &mut clock);
-    let (seal, timings) = match made {
+    let Made { seal, timings, listener } = match made {
         Ok(made) => made,
         Err(error) => {
             room.end();
+            let _ = remove_cgroup(&mut site);
             return Err(error);
         }
     };
     if let Err(errno) = hatch.send(&Answer::Go, None) {
         room.end();
+        let _ = remove_cgroup(&mut site);
         return Err(Error::supervisor("starting the command", errno));
     }
     clock.lap("go");
 
-    let watch = Watch { plan, signals, pump, hatch: Some(hatch), sink, begun, heard: Instant::now(), output_bytes: 0 };
+    let mut recorder = listener.map(Recorder::new);
+    let watch = Watch {
+        plan,
+        recorder: recorder.as_mut(),
+        pasta: site.pasta.as_mut(),
+        signals,
+        pump,
+        hatch: Some(hatch),
+        cgroup: site.cgroup.as_ref(),
+        sink,
+        begun,
+        heard: Instant::now(),
+        output_bytes: 0,
+    };
     let watched = watch.to_the_end(&mut room);
     let outcome = finish(plan, &mut room, watched);
     clock.lap("payload");
-    let (end, mut account) = outcome?;
+    let used = site.cgroup.as_ref().map(|group| (group.account(), ran_out_of_memory(group), group.read_back().err()));
+    let removed = remove_cgroup(&mut site);
+    drop(site.pasta.take());
+    let (mut end, mut account) = outcome?;
+    if let Some((counted, out_of_memory, changed)) = used {
+        add_counted(&mut account, &counted);
+        if out_of_memory && end != End::Exited(0) {
+            end = End::Memory;
+        }
+        if let Some(error) = changed {
+            return Err(Error::supervisor(
+                "a limit of the room's control group did not last",
+                std::io::Error::other(error),
+            ));
+        }
+    }
+    removed?;
     account.wall_seconds = begun.elapsed().as_secs_f64();
     clock.steps.extend(timings);
-    Ok(Outcome { end, account, seal, timings: clock.into_timings(plan) })
+    Ok(Outcome {
+        end,
+        account,
+        refused: recorder.as_ref().map(Recorder::refusals).unwrap_or_default(),
+        refused_others: recorder.as_ref().map(Recorder::others).unwrap_or_default(),
+        seal,
+        timings: clock.into_timings(plan),
+    })
+}
+
+fn ran_out_of_memory(group: &Cgroup) -> bool {
+    group.oom_kills().is_some_and(|kills| kills > 0)
+}
+
+fn remove_cgroup(site: &mut Site<'_>) -> Result<(), Error> {
+    site.cgroup
+        .take()
+        .map_or(Ok(()), Cgroup::remove)
+        .map_err(|error| Error::supervisor("removing the room's control group", std::io::Error::other(error)))
+}
+
+/// Takes over what the control group counted: it knows of processes that nobody waited for.
+fn add_counted(account: &mut Account, counted: &cgroup::Account) {
+    let seconds = |microseconds: u64| microseconds as f64 / 1e6;
+    account.user_seconds = counted.cpu_user_us.map_or(account.user_seconds, seconds);
+    account.system_seconds = counted.cpu_system_us.map_or(account.system_seconds, seconds);
+    account.peak_memory_bytes = counted.memory_peak;
+    account.peak_processes = counted.pids_peak;
+    account.disk_read_bytes = counted.io_read;
+    account.disk_written_bytes = counted.io_written;
+}
+
+/// A room that stands, before its payload.
+struct Made {
+    seal: Seal,
+    timings: Vec<(usize, u64)>,
+    listener: Option<OwnedFd>,
 }
 
 /// The set-up, up to the moment before the payload's exec.
@@ -104,11 +180,14 @@ fn make(
     site: &mut Site<'_>,
     room: &mut Processes,
     clock: &mut Clock,
-) -> Result<(Seal, Vec<(usize, u64)>), Error> {
+) -> Result<Made, Error> {
+    let mut standing = None;
     let own_keyring = process::session_keyring().map(|serial| serial.to_string()).unwrap_or_default();
+    // The one step that is done ahead of its turn: see `Report::Born`.
+    let joining = plan.steps.iter().position(|step| matches!(step.action, Action::Cgroup(cgroup::Action::Join)));
     loop {
         let said = hatch.receive::<Report>().map_err(|errno| Error::supervisor("listening to the room", errno))?;
-        let Some((report, _descriptor)) = said else {
+        let Some((report, descriptor)) = said else {
             return Err(Error::SetUpDied { how: room.how_set_up_died() });
         };
         match report {
@@ -117,12 +196,17 @@ fn make(
                 let pidfd = process::pidfd_open(pid).map_err(|errno| Error::supervisor("pidfd_open", errno))?;
                 room.first = Some((pid, pidfd));
                 site.child = Some(pid);
+                // Moving a process between control groups can wait for an RCU grace period, 5 to 20 ms: let the room
+                // be built meanwhile. The room comes to this step before anything depends on it.
+                if let Some(number) = joining {
+                    take_turn(plan, number, site, options, clock)?;
+                }
                 clock.lap("until the first process is born");
             }
             Report::Turn(number) => {
-                let begun = Instant::now();
-                do_step(plan, number, site, options).map_err(|trouble| failure(plan, number, &trouble))?;
-                clock.step(number, begun.elapsed());
+                if joining != Some(number) {
+                    take_turn(plan, number, site, options, clock)?;
+                }
                 hatch.send(&Answer::Done, None).map_err(|errno| Error::supervisor("answering the room", errno))?;
             }
             Report::Failed { step, errno, detail } => {
@@ -130,19 +214,48 @@ fn make(
                 return Err(failure(plan, step, &trouble).into());
             }
             Report::NoExec { errno } => return Err(no_exec(plan, Errno::from_raw(errno))),
+            Report::Locked => {
+                clock.lap("until the room is locked");
+                standing = Some(room.standing()?);
+                clock.lap("reading mounts and namespaces back");
+            }
             Report::Ready { notes, timings } => {
                 clock.lap("until the room stands");
-                let seal = read_back(plan, room, &notes, &own_keyring)?;
+                let standing = match standing.take() {
+                    Some(standing) => standing,
+                    None => room.standing()?,
+                };
+                let seal = read_back(plan, room, &standing, &notes, &own_keyring, site.cgroup.as_ref())?;
                 clock.lap("reading the seal back");
-                return Ok((seal, timings));
+                return Ok(Made { seal, timings, listener: descriptor });
             }
         }
     }
 }
 
-fn read_back(plan: &Plan, room: &Processes, notes: &[Note], own_keyring: &str) -> Result<Seal, Error> {
+fn take_turn(
+    plan: &Plan,
+    number: usize,
+    site: &mut Site<'_>,
+    options: Options,
+    clock: &mut Clock,
+) -> Result<(), StepFailure> {
+    let begun = Instant::now();
+    do_step(plan, number, site, options).map_err(|trouble| failure(plan, number, &trouble))?;
+    clock.step(number, begun.elapsed());
+    Ok(())
+}
+
+fn read_back(
+    plan: &Plan,
+    room: &Processes,
+    standing: &Standing,
+    notes: &[Note],
+    own_keyring: &str,
+    cgroup: Option<&Cgroup>,
+) -> Result<Seal, Error> {
     let pid = room.first.as_ref().map(|(pid, _)| *pid).ok_or_else(|| Error::SetUpDied { how: "unborn".into() })?;
-    let view = View::read_from_kernel(pid, plan, notes, own_keyring)
+    let view = View::read_from_kernel(pid, plan, standing, notes, own_keyring, cgroup)
         .map_err(|error| Error::supervisor(format!("reading /proc/{pid}"), error))?;
     seal::seal(plan, &view)
 }
@@ -178,6 +291,12 @@ struct Processes {
 }
 
 impl Processes {
+    /// What of the room no longer changes.
+    fn standing(&self) -> Result<Standing, Error> {
+        let pid = self.first.as_ref().map(|(pid, _)| *pid).ok_or_else(|| Error::SetUpDied { how: "unborn".into() })?;
+        Standing::read_from_kernel(pid).map_err(|error| Error::supervisor(format!("reading /proc/{pid}"), error))
+    }
+
     /// Kills the room.
     fn kill(&self) {
         if let Some((_, pidfd)) = &self.first {
@@ -229,6 +348,9 @@ struct Watch<'a> {
     signals: Signals,
     pump: Pump,
     hatch: Option<Hatch>,
+    cgroup: Option<&'a Cgroup>,
+    recorder: Option<&'a mut Recorder>,
+    pasta: Option<&'a mut Pasta>,
     sink: &'a mut dyn Sink,
     begun: Instant,
     heard: Instant,
@@ -296,7 +418,15 @@ impl Watch<'_> {
         if limits.time.is_some_and(|limit| self.begun.elapsed() >= limit.std()) {
             return Some(End::Time);
         }
+        // Cgroup v1 ends one process of a room that is out of memory; the rest would go on without it.
+        if self.watches_memory() && self.cgroup.is_some_and(ran_out_of_memory) {
+            return Some(End::Memory);
+        }
         limits.silence.is_some_and(|limit| self.heard.elapsed() >= limit.std()).then_some(End::Silence)
+    }
+
+    fn watches_memory(&self) -> bool {
+        self.cgroup.is_some() && self.plan.room.limits.memory.is_some()
     }
 
     fn next_deadline(&self) -> PollTimeout {
@@ -304,7 +434,9 @@ impl Watch<'_> {
         let left = |limit: Option<crate::quantity::Duration>, since: Instant| {
             limit.map(|limit| limit.std().saturating_sub(since.elapsed()))
         };
-        let nearest = [left(limits.time, self.begun), left(limits.silence, self.heard)].into_iter().flatten().min();
+        let look_again = self.watches_memory().then_some(Duration::from_millis(200));
+        let nearest =
+            [left(limits.time, self.begun), left(limits.silence, self.heard), look_again].into_iter().flatten().min();
         match nearest {
             // One more millisecond: poll rounds down, and waking early would mean to spin.
             Some(left) => PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
@@ -327,6 +459,12 @@ impl Watch<'_> {
         }
         if let Some(hatch) = &self.hatch {
             add(Waited::Hatch, hatch.as_fd());
+        }
+        if let Some(recorder) = self.recorder.as_deref().filter(|recorder| !recorder.over()) {
+            add(Waited::Refusals, recorder.as_fd());
+        }
+        if let Some(pasta) = self.pasta.as_deref() {
+            add(Waited::Pasta, pasta.as_fd());
         }
         for (index, (_, source)) in self.pump.sources.iter().enumerate() {
             add(Waited::Source(index), source.as_fd());
@@ -356,6 +494,19 @@ impl Watch<'_> {
                     Taken::End => closed.push(index),
                 },
                 Waited::Keyboard => self.type_in(),
+                Waited::Refusals => {
+                    if let Some(recorder) = &mut self.recorder {
+                        recorder
+                            .answer()
+                            .map_err(|error| Error::supervisor("answering the filter's refusals", error))?;
+                    }
+                }
+                Waited::Pasta => {
+                    let words = self.pasta.take().and_then(Pasta::ended).unwrap_or_default();
+                    if !ended {
+                        return Err(Error::supervisor("pasta ended before the room", std::io::Error::other(words)));
+                    }
+                }
             }
         }
         for index in closed.into_iter().rev() {
@@ -445,6 +596,8 @@ enum Waited {
     Hatch,
     Source(usize),
     Keyboard,
+    Refusals,
+    Pasta,
 }
 
 #[derive(Default)]

@@ -25,7 +25,9 @@ pub enum Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Drop => "empty the effective, permitted, inheritable, bounding and ambient sets, lock the secure bits",
+            Self::Drop => {
+                "empty the effective, permitted, inheritable, bounding and ambient sets, lock the secure bits"
+            }
             Self::NoNewPrivileges => "set no_new_privs",
         })
     }

@@ -29,7 +29,7 @@ pub enum Action {
     },
     /// `TIOCSCTTY` on the room's own pseudo-terminal.
     ControllingTerminal,
-    /// Every descriptor above 2 is closed by exec.
+    /// Closes every descriptor above 2, but the one to the supervisor, which exec closes.
     CloseOthers,
 }
 
@@ -51,7 +51,7 @@ impl fmt::Display for Action {
                 write!(f, "set standard input to {stdin}, standard output and error to {output}")
             }
             Self::ControllingTerminal => f.write_str("make the room's own terminal the controlling one"),
-            Self::CloseOthers => f.write_str("have every descriptor above 2 closed by exec"),
+            Self::CloseOthers => f.write_str("close every descriptor above 2 (the one to the supervisor: by exec)"),
         }
     }
 }
@@ -88,18 +88,19 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
             Err(errno) => return Err(errno.into()),
         },
         Action::Streams { .. } => {
-            for (number, stream) in [
-                (0, site.streams.stdin.take()),
-                (1, site.streams.stdout.take()),
-                (2, site.streams.stderr.take()),
-            ] {
+            for (number, stream) in
+                [(0, site.streams.stdin.take()), (1, site.streams.stdout.take()), (2, site.streams.stderr.take())]
+            {
                 if let Some(stream) = stream {
                     site.sys.set_standard_stream(stream.as_fd(), number)?;
                 }
             }
         }
         Action::ControllingTerminal => site.sys.set_controlling_terminal()?,
-        Action::CloseOthers => site.sys.close_on_exec_from(3)?,
+        Action::CloseOthers => {
+            let kept: Vec<_> = site.hatch.iter().map(|hatch| hatch.as_fd()).collect();
+            site.sys.close_others(&kept)?;
+        }
     }
     Ok(())
 }

@@ -183,4 +183,3 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     }
     finding
 }
-

@@ -9,7 +9,7 @@ use super::Layer;
 use crate::error::Refusal;
 use crate::host::Host;
 use crate::plan::{Draft, Stage};
-use crate::room::{NetworkMode, Room};
+use crate::room::Room;
 use crate::seal::{Finding, View};
 use crate::site::{Outcome, Site};
 
@@ -37,7 +37,7 @@ impl fmt::Display for Action {
     }
 }
 
-pub(super) fn plan(room: &Room, _: &Host, draft: &mut Draft) -> Result<(), Refusal> {
+pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Refusal> {
     for (what, text) in [("user name", &room.identity.user), ("group name", &room.identity.group)] {
         if text.is_empty() || text.contains([':', '\n', '\0', '/']) {
             return Err(Refusal::new(
@@ -71,9 +71,9 @@ pub(super) fn plan(room: &Room, _: &Host, draft: &mut Draft) -> Result<(), Refus
         hosts.push('\n');
     }
     let mut files = vec![("passwd", passwd), ("group", group), ("hosts", hosts)];
-    if room.network_mode() == NetworkMode::Pasta {
+    if let Some(resolv_conf) = super::network::resolv_conf(room, host) {
         files.push(("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n".into()));
-        files.push(("resolv.conf", "nameserver 198.51.100.53\n".into()));
+        files.push(("resolv.conf", resolv_conf));
     }
     for (name, text) in files {
         draft.add(Stage::Tree, Action::File { name, text });

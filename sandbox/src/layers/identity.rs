@@ -138,7 +138,10 @@ impl fmt::Display for Action {
             Self::MapRange { .. } => f.write_str("have the supervisor map the range of ids"),
             Self::BecomeInside { uid, gid } => write!(f, "become uid {uid}, gid {gid} inside"),
             Self::Lock { uid, gid, length } => {
-                write!(f, "enter a second user namespace (uid {uid}, gid {gid}, {length} id(s)) that owns nothing of the room")
+                write!(
+                    f,
+                    "enter a second user namespace (uid {uid}, gid {gid}, {length} id(s)) that owns nothing of the room"
+                )
             }
         }
     }
@@ -217,7 +220,9 @@ fn choose(room: &Room, host: &Host) -> Result<Ids, Refusal> {
         ),
         Outside::Auto => Ok(Ids::Own { uid: host.uid, gid: host.gid }),
         Outside::Range => match &host.subordinate {
-            Ok(found) => Ok(Ids::Subordinate { uid: found.uid, gid: found.gid, length: found.length.min(RANGE_LENGTH) }),
+            Ok(found) => {
+                Ok(Ids::Subordinate { uid: found.uid, gid: found.gid, length: found.length.min(RANGE_LENGTH) })
+            }
             Err(why) => refuse(
                 "a range of ids",
                 why,
@@ -364,13 +369,12 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
             Err(error) => finding.wrong(format!("{map}: {error}")),
         }
     }
-    let depth_known = view.note(Layer::Identity, "first-user-namespace");
-    match (view.namespace(super::namespaces::Kind::User), depth_known) {
-        (Ok(now), Some(first)) if now != first => finding.fact("second-user-namespace", now),
-        (Ok(now), Some(_)) if room.has(Layer::Identity) => {
+    match (view.namespace(super::namespaces::Kind::User), view.note(Layer::Identity, "first-user-namespace")) {
+        (Ok((now, _)), Some(first)) if now != first => finding.fact("second-user-namespace", now),
+        (Ok((now, _)), _) if room.has(Layer::Identity) => {
             finding.wrong(format!("the payload is still in the user namespace {now} that owns the room's mounts"));
         }
-        (Err(error), _) => finding.wrong(format!("ns/user: {error}")),
+        (Err(why), _) => finding.wrong(why),
         _ => {}
     }
     finding

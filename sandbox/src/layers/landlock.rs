@@ -108,7 +108,10 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
             }
         }
     } else if abi < SCOPES_FROM {
-        draft.weaken(Layer::Landlock, "file rules are off in this profile, and this kernel has no scopes: nothing is left");
+        draft.weaken(
+            Layer::Landlock,
+            "file rules are off in this profile, and this kernel has no scopes: nothing is left",
+        );
         return Ok(());
     }
     draft.add(Stage::Landlock, Action::Restrict { abi, files });

@@ -14,9 +14,11 @@ pub mod keyring;
 pub mod landlock;
 pub mod limits;
 pub mod namespaces;
+pub mod network;
 pub mod proc;
 pub mod process;
 pub mod root;
+pub mod seccomp;
 
 use std::fmt;
 use std::str::FromStr;
@@ -203,10 +205,13 @@ layers! {
     Devices => devices,
     Proc => proc,
     Etc => etc,
+    Network => network,
     Keyring => keyring,
     Descriptors => descriptors,
     Limits => limits,
+    Cgroup => cgroup,
     Capabilities => capabilities,
     Landlock => landlock,
+    Seccomp => seccomp,
     Process => process,
 }

@@ -13,7 +13,7 @@ use super::Layer;
 use crate::error::Refusal;
 use crate::host::Host;
 use crate::plan::{Draft, Stage};
-use crate::room::{NetworkMode, Profile, Room};
+use crate::room::{Profile, Room};
 use crate::seal::{Finding, View};
 use crate::site::{Outcome, Site};
 
@@ -40,6 +40,10 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 8] =
+        [Self::User, Self::Pid, Self::Time, Self::Mnt, Self::Net, Self::Ipc, Self::Uts, Self::Cgroup];
+
     /// The name of its link in `/proc/<pid>/ns`.
     pub fn name(self) -> &'static str {
         match self {
@@ -54,7 +58,8 @@ impl Kind {
         }
     }
 
-    fn flag(self) -> CloneFlags {
+    /// Its bit in unshare(2) and setns(2).
+    pub fn flag(self) -> CloneFlags {
         match self {
             Self::User => CloneFlags::CLONE_NEWUSER,
             Self::Pid => CloneFlags::CLONE_NEWPID,
@@ -135,18 +140,17 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
     }
 
     let mut late = vec![Kind::Mnt];
-    if room.has(Layer::Network) && room.network_mode() != NetworkMode::Host {
-        late.push(Kind::Net);
-    }
     if whole {
-        late.extend([Kind::Ipc, Kind::Uts, Kind::Cgroup]);
+        late.extend([Kind::Ipc, Kind::Uts]);
+        if crate::layers::cgroup::asked(room, host).is_nothing() {
+            late.push(Kind::Cgroup);
+        } else {
+            draft.add(Stage::EnterCgroup, Action::Unshare(vec![Kind::Cgroup]));
+        }
     }
     draft.add(Stage::Enter, Action::Unshare(late));
     if whole {
-        draft.add(
-            Stage::Enter,
-            Action::Name { host: room.names.host.clone(), domain: room.names.domain.clone() },
-        );
+        draft.add(Stage::Enter, Action::Name { host: room.names.host.clone(), domain: room.names.domain.clone() });
         // One user namespace is still to come: the one that locks the room. See `identity`.
         let own = u32::from(room.has(Layer::Identity));
         match room.profile {
@@ -169,7 +173,9 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
         }
         Action::ZeroClocks => {
             // Offsets are subtracted from what the host's clocks show, so the room's begin near zero.
-            for (clock, id) in [("monotonic", nix::time::ClockId::CLOCK_MONOTONIC), ("boottime", nix::time::ClockId::CLOCK_BOOTTIME)] {
+            for (clock, id) in
+                [("monotonic", nix::time::ClockId::CLOCK_MONOTONIC), ("boottime", nix::time::ClockId::CLOCK_BOOTTIME)]
+            {
                 let now = nix::time::clock_gettime(id)?;
                 let line = format!("{clock} {} 0\n", -now.tv_sec());
                 site.sys.write_kernel_file(Path::new("/proc/self/timens_offsets"), line.as_bytes())?;
@@ -177,7 +183,7 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
         }
         Action::Allow { kind, most } => {
             let path = format!("/proc/sys/user/max_{}_namespaces", kind.name());
-            site.write_room_file(Path::new(&path), most.to_string().as_bytes())?;
+            site.sys.write_kernel_file(Path::new(&path), most.to_string().as_bytes())?;
         }
         Action::Name { host, domain } => {
             site.sys.set_hostname(host)?;
@@ -197,10 +203,10 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
         }
     }
     for kind in wanted {
-        match (view.namespace(kind), view.own_namespace(kind)) {
-            (Ok(inside), Ok(outside)) if inside != outside => finding.fact(kind.name(), inside),
-            (Ok(_), Ok(_)) => finding.wrong(format!("the {} namespace is the launcher's own", kind.name())),
-            (Err(error), _) | (_, Err(error)) => finding.wrong(format!("/proc/PID/ns/{}: {error}", kind.name())),
+        match view.namespace(kind) {
+            Ok((inside, outside)) if inside != outside => finding.fact(kind.name(), inside),
+            Ok(_) => finding.wrong(format!("the {} namespace is the launcher's own", kind.name())),
+            Err(why) => finding.wrong(why),
         }
     }
     finding

@@ -80,10 +80,13 @@ pub(super) fn plan(room: &Room, _: &Host, draft: &mut Draft) -> Result<(), Refus
     draft.add(Stage::Birth, Action::DieWithSupervisor);
     // Mount points and generated files are made under a known mask.
     draft.add(Stage::Birth, Action::Umask(0o022));
-    draft.add(Stage::Session, Action::Personality {
-        linux32: process.personality == Personality::Linux32,
-        fixed_addresses: !process.randomize_addresses,
-    });
+    draft.add(
+        Stage::Session,
+        Action::Personality {
+            linux32: process.personality == Personality::Linux32,
+            fixed_addresses: !process.randomize_addresses,
+        },
+    );
     if process.umask != 0o022 {
         draft.add(Stage::Session, Action::Umask(process.umask));
     }

@@ -103,7 +103,12 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Open { path, optional, .. } => {
-                write!(f, "open {} as a detached tree{}", path.display(), if *optional { ", if it is there" } else { "" })
+                write!(
+                    f,
+                    "open {} as a detached tree{}",
+                    path.display(),
+                    if *optional { ", if it is there" } else { "" }
+                )
             }
             Self::NewRoot { size } => write!(f, "mount a tmpfs of {size} bytes as the new root"),
             Self::Bind { outside, inside, flags, optional, .. } => {
@@ -111,7 +116,12 @@ impl fmt::Display for Action {
                 f.write_str(if *optional { ", if it is there" } else { "" })
             }
             Self::Tmpfs { inside, size, mode, flags } => {
-                write!(f, "mount a tmpfs of {size} bytes at {} (mode {mode:04o}, {})", inside.display(), flags.words().join(","))
+                write!(
+                    f,
+                    "mount a tmpfs of {size} bytes at {} (mode {mode:04o}, {})",
+                    inside.display(),
+                    flags.words().join(",")
+                )
             }
             Self::Directory(inside) => write!(f, "make the directory {}", inside.display()),
             Self::File { inside, mode, .. } => write!(f, "write {} (mode {mode:04o})", inside.display()),

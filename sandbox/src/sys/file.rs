@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, mkdirat};
 
 use super::Result;
@@ -38,16 +38,6 @@ pub fn create(dir: BorrowedFd<'_>, name: &Path, content: &[u8], mode: u32) -> Re
         fchmod(&file, Mode::from_bits_truncate(mode))?;
     }
     write_whole(file.as_fd(), content)
-}
-
-/// See [`super::Sys::open_write`].
-pub fn open_write(dir: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd> {
-    openat(dir, name, OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-}
-
-/// See [`super::Sys::exists`].
-pub fn exists(dir: BorrowedFd<'_>, name: &Path) -> bool {
-    nix::sys::stat::fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
 }
 
 /// See [`super::Sys::device_number`].

@@ -5,11 +5,13 @@
 //! can refuse the n-th. All `unsafe` code of the project lives below this folder, one call per function, each
 //! with the reason why it is sound; the rest of the crate is checked by `#![deny(unsafe_code)]`.
 
+pub mod device;
 pub mod file;
 pub mod landlock;
 pub mod mount;
+pub mod network;
 pub mod process;
-pub mod device;
+pub mod seccomp;
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -21,6 +23,7 @@ use nix::sched::CloneFlags;
 use nix::sys::stat::SFlag;
 
 use crate::layers::landlock::Allowed;
+use crate::layers::seccomp::Choices;
 
 pub use mount::{MountFlags, Propagation};
 
@@ -52,6 +55,8 @@ pub trait Sys {
     fn new_filesystem(&self, kind: &str, options: &[(&str, &str)], flags: MountFlags) -> Result<OwnedFd>;
     /// mount(2), the classic call, for kernels before 5.12.
     fn mount(&self, source: &Path, target: &Path, kind: Option<&str>, flags: u64, data: Option<&str>) -> Result<()>;
+    /// mount(2) with `MS_BIND`: the source's own restrictions are inherited.
+    fn bind(&self, source: &Path, target: &Path) -> Result<()>;
     /// pivot_root(2) of the current directory over itself: the old root ends up mounted on top of the new one.
     fn pivot_root_here(&self) -> Result<()>;
     /// umount2(2) of the current directory with `MNT_DETACH`.
@@ -96,17 +101,13 @@ pub trait Sys {
     fn new_session(&self) -> Result<()>;
     /// keyctl(2) `KEYCTL_JOIN_SESSION_KEYRING` with no name: a fresh, anonymous session keyring.
     fn new_session_keyring(&self) -> Result<()>;
-    /// Marks every descriptor from `first` on close-on-exec. Linux 5.11, else one by one.
-    fn close_on_exec_from(&self, first: u32) -> Result<()>;
     /// Puts `fd` on the standard stream `number` (dup2).
     fn set_standard_stream(&self, fd: BorrowedFd<'_>, number: i32) -> Result<()>;
     /// Makes standard input the controlling terminal (`TIOCSCTTY`).
     fn set_controlling_terminal(&self) -> Result<()>;
 
-    /// openat(2) for writing, of what exists.
-    fn open_write(&self, dir: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd>;
-    /// Whether there is something of this name (faccessat(2), not following).
-    fn exists(&self, dir: BorrowedFd<'_>, name: &Path) -> bool;
+    /// The mode of what is at a path, `None` where there is nothing.
+    fn mode(&self, path: &Path) -> Option<u32>;
     /// The file type bits of what a descriptor stands for.
     fn file_type(&self, fd: BorrowedFd<'_>) -> Result<SFlag>;
     /// The numbers of a character device, `None` for anything else.
@@ -116,6 +117,14 @@ pub trait Sys {
 
     /// Enforces a Landlock ruleset of this interface version; what the kernel did, in words.
     fn landlock(&self, abi: u32, files: &[(PathBuf, Allowed)]) -> Result<String>;
+    /// setns(2).
+    fn join_namespace(&self, namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()>;
+    /// `IFF_UP` on loopback of the current network namespace.
+    fn loopback_up(&self) -> Result<()>;
+    /// seccomp(2) with a finished program; the listener where refusals are recorded.
+    fn load_filter(&self, choices: Choices) -> Result<Option<OwnedFd>>;
+    /// Closes every descriptor above 2 but these.
+    fn close_others(&self, kept: &[BorrowedFd<'_>]) -> Result<()>;
     /// Empties all five capability sets and locks the secure bits.
     fn drop_capabilities(&self) -> Result<()>;
     /// `PR_SET_NO_NEW_PRIVS`.
@@ -157,6 +166,10 @@ impl Sys for Kernel {
 
     fn mount(&self, source: &Path, target: &Path, kind: Option<&str>, flags: u64, data: Option<&str>) -> Result<()> {
         nix::mount::mount(Some(source), target, kind, nix::mount::MsFlags::from_bits_retain(flags), data)
+    }
+
+    fn bind(&self, source: &Path, target: &Path) -> Result<()> {
+        nix::mount::mount(Some(source), target, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>)
     }
 
     fn pivot_root_here(&self) -> Result<()> {
@@ -242,10 +255,6 @@ impl Sys for Kernel {
         process::new_session_keyring()
     }
 
-    fn close_on_exec_from(&self, first: u32) -> Result<()> {
-        process::close_on_exec_from(first)
-    }
-
     fn set_standard_stream(&self, fd: BorrowedFd<'_>, number: i32) -> Result<()> {
         process::set_standard_stream(fd, number)
     }
@@ -254,12 +263,8 @@ impl Sys for Kernel {
         device::set_controlling()
     }
 
-    fn open_write(&self, dir: BorrowedFd<'_>, name: &Path) -> Result<OwnedFd> {
-        file::open_write(dir, name)
-    }
-
-    fn exists(&self, dir: BorrowedFd<'_>, name: &Path) -> bool {
-        file::exists(dir, name)
+    fn mode(&self, path: &Path) -> Option<u32> {
+        nix::sys::stat::lstat(path).ok().map(|found| found.st_mode)
     }
 
     fn file_type(&self, fd: BorrowedFd<'_>) -> Result<SFlag> {
@@ -276,6 +281,24 @@ impl Sys for Kernel {
 
     fn landlock(&self, abi: u32, files: &[(PathBuf, Allowed)]) -> Result<String> {
         landlock::restrict(abi, files)
+    }
+
+    fn join_namespace(&self, namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {
+        nix::sched::setns(namespace, kind)
+    }
+
+    fn loopback_up(&self) -> Result<()> {
+        network::loopback_flags_up()
+    }
+
+    fn load_filter(&self, choices: Choices) -> Result<Option<OwnedFd>> {
+        crate::layers::seccomp::load(choices)
+            .map_err(|error| error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw))
+    }
+
+    fn close_others(&self, kept: &[BorrowedFd<'_>]) -> Result<()> {
+        process::close_above_streams_but(kept);
+        Ok(())
     }
 
     fn drop_capabilities(&self) -> Result<()> {

@@ -94,13 +94,7 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd> {
 pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     // SAFETY: a null siginfo means the one that kill(2) would send; no other pointer is passed.
     let answer = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            signal,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
     };
     Errno::result(answer).map(drop)
 }
@@ -162,9 +156,17 @@ pub fn close_from(first: u32) {
 
 /// Closes every descriptor but these.
 pub fn close_all_but(kept: &[BorrowedFd<'_>]) {
+    close_but(0, kept);
+}
+
+/// Closes every descriptor above 2 but these.
+pub fn close_above_streams_but(kept: &[BorrowedFd<'_>]) {
+    close_but(3, kept);
+}
+
+fn close_but(mut first: u32, kept: &[BorrowedFd<'_>]) {
     let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd() as u32).collect();
     kept.sort_unstable();
-    let mut first = 0;
     for keep in kept {
         if keep > first {
             close_range(first, keep - 1);
@@ -175,7 +177,8 @@ pub fn close_all_but(kept: &[BorrowedFd<'_>]) {
 }
 
 fn close_range(first: libc::c_uint, last: libc::c_uint) {
-    // SAFETY: only called where the process is about to do nothing but wait and _exit: no owner of these descriptors runs again.
+    // SAFETY: only called where the process is about to exec, or to do nothing but wait and _exit: no owner of these descriptors
+    // uses or drops them again.
     let answer = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if answer != 0 {
         // Linux before 5.9.
@@ -267,29 +270,6 @@ pub fn session_keyring() -> Result<i64> {
     Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0, 0, 0) })
 }
 
-/// See [`super::Sys::close_on_exec_from`].
-pub(super) fn close_on_exec_from(first: u32) -> Result<()> {
-    // SAFETY: close_range with CLOSE_RANGE_CLOEXEC closes nothing now; it takes no pointer.
-    let answer =
-        unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    match Errno::result(answer) {
-        Ok(_) => Ok(()),
-        // Linux before 5.9 lacks the call, before 5.11 the flag.
-        Err(Errno::ENOSYS | Errno::EINVAL) => {
-            for entry in std::fs::read_dir("/proc/self/fd").map_err(|_| Errno::ENOSYS)? {
-                let name = entry.map_err(|_| Errno::EIO)?.file_name();
-                let Some(fd) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-                if i64::from(fd) >= i64::from(first) {
-                    // SAFETY: setting a flag on a descriptor number has no effect on memory; a number that is not open gives EBADF.
-                    let _ = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-                }
-            }
-            Ok(())
-        }
-        Err(errno) => Err(errno),
-    }
-}
-
 /// dup2(2) onto a standard stream.
 pub(super) fn set_standard_stream(fd: BorrowedFd<'_>, number: i32) -> Result<()> {
     debug_assert!((0..=2).contains(&number));
@@ -303,7 +283,13 @@ pub const LOCKED_SECURE_BITS: libc::c_int = {
     const NO_SETUID_FIXUP: libc::c_int = 1 << 2;
     const KEEP_CAPS_LOCKED: libc::c_int = 1 << 5;
     const NO_CAP_AMBIENT_RAISE: libc::c_int = 1 << 6;
-    NOROOT | NOROOT << 1 | NO_SETUID_FIXUP | NO_SETUID_FIXUP << 1 | KEEP_CAPS_LOCKED | NO_CAP_AMBIENT_RAISE | NO_CAP_AMBIENT_RAISE << 1
+    NOROOT
+        | NOROOT << 1
+        | NO_SETUID_FIXUP
+        | NO_SETUID_FIXUP << 1
+        | KEEP_CAPS_LOCKED
+        | NO_CAP_AMBIENT_RAISE
+        | NO_CAP_AMBIENT_RAISE << 1
 };
 
 /// See [`super::Sys::drop_capabilities`].

@@ -1,0 +1,86 @@
+//! The layer's three parts, over the mechanics of its neighbours.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::Choices;
+use crate::error::Refusal;
+use crate::host::Host;
+use crate::layers::Layer;
+use crate::plan::{Draft, Stage};
+use crate::room::{Profile, Room};
+use crate::seal::{Finding, View};
+use crate::site::{Outcome, Site};
+
+/// The steps.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// seccomp(2) with the program for these choices.
+    Load {
+        /// Whether refusals are recorded.
+        record: bool,
+        /// Whether AF_VSOCK is allowed.
+        vsock: bool,
+        /// Whether what nested rooms need is allowed.
+        nested: bool,
+        /// Whether 32-bit programs run.
+        compat: bool,
+    },
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Load { record, vsock, nested, compat } = self;
+        f.write_str("load the system call filter")?;
+        for (on, words) in [
+            (*record, ", refusals recorded"),
+            (*vsock, ", vsock allowed"),
+            (*nested, ", entering namespaces allowed"),
+            (!*compat, ", no 32-bit programs"),
+        ] {
+            if on {
+                f.write_str(words)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(in crate::layers) fn plan(room: &Room, _: &Host, draft: &mut Draft) -> Result<(), Refusal> {
+    if room.has(Layer::Seccomp) {
+        draft.add(
+            Stage::Seccomp,
+            Action::Load {
+                record: room.record_refusals(),
+                vsock: room.profile == Profile::Machines,
+                nested: room.profile == Profile::Nested,
+                compat: room.seccomp.compat,
+            },
+        );
+    }
+    Ok(())
+}
+
+pub(in crate::layers) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
+    let Action::Load { record, vsock, nested, compat } = *action;
+    site.listener = site.sys.load_filter(Choices { record, vsock, nested, compat })?;
+    let recording = match (record, &site.listener) {
+        (true, Some(_)) => "on",
+        (true, None) => "impossible here: an outer sandbox listens already, or the kernel is older than 5.0",
+        (false, _) => "off",
+    };
+    site.note(Layer::Seccomp, "recording", recording);
+    Ok(())
+}
+
+pub(in crate::layers) fn verify(_: &Room, view: &View<'_>) -> Finding {
+    let mut finding = Finding::new();
+    finding.expect("Seccomp", view.status("Seccomp"), "2");
+    finding.fact("Seccomp_filters", view.status("Seccomp_filters").unwrap_or("unknown"));
+    if let Some(recording) = view.note(Layer::Seccomp, "recording") {
+        finding.fact("recording", recording);
+    }
+    finding
+}
