@@ -301,9 +301,9 @@ impl<'a> Site<'a> {
     }
 
     /// Binds a host directory over the same path, plainly: what a room without a layer has instead of it.
-    pub fn bind_host_path(&mut self, path: &Path) -> Outcome {
+    pub fn bind_host_path(&mut self, path: &Path, flags: MountFlags) -> Outcome {
         let tree = self.sys.open_tree(nix::fcntl::AT_FDCWD, path, true).map_err(|errno| at(errno, path))?;
-        self.sys.mount_setattr(tree.as_fd(), MountFlags::default(), Some(Propagation::Private), true)?;
+        self.sys.mount_setattr(tree.as_fd(), flags, Some(Propagation::Private), true)?;
         self.attach(tree.as_fd(), path, true)
     }
 

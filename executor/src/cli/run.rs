@@ -132,7 +132,7 @@ fn explain_end(outcome: &Outcome, plan: &Plan) {
             complain(format_args!("the command was ended: it wrote nothing for {limit}"));
         }
         (End::Output, _, _, Some(limit), _) => {
-            complain(format_args!("the command was ended: it wrote more than {limit}"));
+            complain(format_args!("the command was ended: it wrote more than {limit} of output"));
         }
         (End::Memory, _, _, _, Some(limit)) => {
             complain(format_args!("the command was ended: the room used more memory than {limit}"));

@@ -9,6 +9,10 @@ use crate::sys::process::{Forked, exit_now, fork};
 
 /// Forks the command and lives until it ends, with its exit status or 128 plus its signal; the errno when it could not be executed.
 pub fn live(command: &Command) -> Errno {
+    // Before there is a payload: it must not find its launcher's command line and environment here.
+    if let Err(errno) = crate::sys::process::hide_launcher() {
+        return errno;
+    }
     let everything = SigSet::all();
     if let Err(errno) = everything.thread_block() {
         return errno;

@@ -148,7 +148,7 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
             site.sys.mount_setattr(directory.as_fd(), MountFlags::SEALED, None, false)?;
             Ok(())
         }
-        Action::HostDev => site.bind_host_path(dev),
+        Action::HostDev => site.bind_host_path(dev, MountFlags { nodev: false, ..MountFlags::PLAIN }),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::plan::{Draft, Stage};
 use crate::room::Room;
 use crate::seal::{Finding, View};
 use crate::site::{Outcome, Site};
+use crate::sys::MountFlags;
 
 /// The steps.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -84,7 +85,7 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
 pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
     match action {
         Action::File { name, text } => site.create_file(&PathBuf::from("/etc").join(name), text.as_bytes(), 0o444),
-        Action::HostEtc => site.bind_host_path("/etc".as_ref()),
+        Action::HostEtc => site.bind_host_path("/etc".as_ref(), MountFlags::READ_ONLY),
     }
 }
 

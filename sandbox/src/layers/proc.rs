@@ -75,7 +75,7 @@ fn stand_ins(host: &Host) -> [(&'static str, String); 5] {
 }
 
 /// A pristine procfs for what runs in a nested room, see [`Action::Pristine`].
-const PRISTINE: &str = "/.nested-proc";
+pub(super) const PRISTINE: &str = "/.nested-proc";
 
 /// The steps.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -140,6 +140,7 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
                 optional: false,
             },
         );
+        draft.weaken(Layer::Proc, "the host's: without a pid namespace there is no other");
         return Ok(());
     }
     let covered = room.has(Layer::Proc) && !subset;
@@ -230,6 +231,10 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
 
 pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     let mut finding = Finding::new();
+    if !room.has(Layer::Namespaces) {
+        finding.fact("tier", "the host's");
+        return finding;
+    }
     let mut covers = 0;
     let mut sys = false;
     let mut procfs = false;

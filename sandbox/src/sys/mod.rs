@@ -123,6 +123,8 @@ pub trait Sys {
     fn loopback_up(&self) -> Result<()>;
     /// seccomp(2) with a finished program; the listener where refusals are recorded.
     fn load_filter(&self, choices: Choices) -> Result<Option<OwnedFd>>;
+    /// The numbers of the descriptors that are open, in order.
+    fn open_descriptors(&self) -> Result<Vec<u32>>;
     /// Closes every descriptor above 2 but these.
     fn close_others(&self, kept: &[BorrowedFd<'_>]) -> Result<()>;
     /// Empties all five capability sets and locks the secure bits.
@@ -294,6 +296,10 @@ impl Sys for Kernel {
     fn load_filter(&self, choices: Choices) -> Result<Option<OwnedFd>> {
         crate::layers::seccomp::load(choices)
             .map_err(|error| error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw))
+    }
+
+    fn open_descriptors(&self) -> Result<Vec<u32>> {
+        process::open_descriptors()
     }
 
     fn close_others(&self, kept: &[BorrowedFd<'_>]) -> Result<()> {

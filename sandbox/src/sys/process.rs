@@ -141,12 +141,53 @@ pub fn reset_signals() {
     let _ = nix::sys::signal::SigSet::all().thread_unblock();
 }
 
+/// Overwrites the argument and environment strings that this process was started with: they are the launcher's, and `/proc/PID/cmdline`
+/// shows the former to everybody in its pid namespace. And makes the process unreadable for others of its user.
+///
+/// # Errors
+/// When `/proc/self/stat` does not tell where the strings are.
+pub fn hide_launcher() -> Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat").map_err(|_| Errno::EIO)?;
+    let (_, fields) = stat.rsplit_once(')').ok_or(Errno::EIO)?;
+    // Fields 48 to 51 of proc(5), counted from field 3: where arguments and environment begin and end.
+    let places: Vec<usize> =
+        fields.split_ascii_whitespace().skip(45).take(4).filter_map(|field| field.parse().ok()).collect();
+    let [arguments, arguments_end, environment, environment_end] = places[..] else { return Err(Errno::EIO) };
+    for (begin, end) in [(arguments, arguments_end), (environment, environment_end)] {
+        // The kernel shows zeroes to those whom it does not trust with addresses.
+        if begin == 0 || end < begin {
+            return Err(Errno::EIO);
+        }
+        // SAFETY: the kernel put these strings on the initial stack for this process, writable, and says itself where they lie.
+        // Nothing reads arguments or environment of the launcher in this process any more: it only forks, reaps and ends.
+        unsafe { std::ptr::write_bytes(std::ptr::with_exposed_provenance_mut::<u8>(begin), 0, end - begin) };
+    }
+    nix::sys::prctl::set_name(c"init")?;
+    nix::sys::prctl::set_dumpable(false)
+}
+
 /// Makes the process readable for its supervisor below /proc again, see `PR_SET_DUMPABLE` in prctl(2).
 ///
 /// # Errors
 /// None that the kernel documents for this value.
 pub fn stay_readable() -> Result<()> {
     nix::sys::prctl::set_dumpable(true)
+}
+
+/// The numbers of the descriptors that are open, in order.
+///
+/// # Errors
+/// When `/proc/self/fd` cannot be read.
+pub fn open_descriptors() -> Result<Vec<u32>> {
+    let answer = |error: std::io::Error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd").map_err(answer)? {
+        numbers.extend(entry.map_err(answer)?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    // The last one made is that of the listing itself.
+    numbers.sort_unstable();
+    numbers.pop();
+    Ok(numbers)
 }
 
 /// Closes every descriptor from `first` on.
