@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill, signal};
+use nix::sys::signalfd::SignalFd;
 use nix::unistd::Pid;
 
 use crate::{Answer, done, errno, number};
@@ -120,9 +121,11 @@ fn hold() -> ! {
 
 /// Ends by a signal.
 fn die(number: i32) -> Answer {
-    let signal = Signal::try_from(number)?;
+    let last = Signal::try_from(number)?;
+    // SAFETY: the default action runs no handler. Rust's runtime has one for stacks that overflow; that of SIGKILL cannot be set.
+    let _ = unsafe { signal(last, SigHandler::SigDfl) };
     // A first process of a pid namespace cannot be ended by a signal of its own; a child can, and its end is handed on.
-    kill(Pid::this(), signal)?;
+    kill(Pid::this(), last)?;
     sleep_for_ever()
 }
 
@@ -130,9 +133,11 @@ fn die(number: i32) -> Answer {
 fn catch() -> Answer {
     let all = SigSet::all();
     all.thread_block()?;
+    let signals = SignalFd::new(&all)?;
     say("ready");
     loop {
-        let signal = all.wait()?;
+        let Some(found) = signals.read_signal()? else { continue };
+        let signal = Signal::try_from(found.ssi_signo as i32)?;
         say(signal.as_str());
         if signal == Signal::SIGTERM {
             return Ok("ended by choice".into());

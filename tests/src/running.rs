@@ -131,9 +131,16 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Without effect on one that has been waited for: std remembers.
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        // The warden needs a moment to end the room; whoever looks for processes that a test left must not see it in that moment.
+        let processes = self.processes();
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for process in processes {
+            host::wait_for_end(process.pid, PATIENCE);
+        }
     }
 }
 
