@@ -46,7 +46,11 @@ fn fault(text: &str) -> Result<Fault, String> {
 }
 
 /// The payload's streams on our own.
-struct OwnStreams;
+#[derive(Default)]
+struct OwnStreams {
+    /// Whoever read one of them has gone.
+    reader_gone: bool,
+}
 
 impl Sink for OwnStreams {
     fn output(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
@@ -57,11 +61,9 @@ impl Sink for OwnStreams {
             }
             Stream::Error => io::stderr().lock().write_all(bytes),
         };
-        match done {
-            // Whoever read it has gone: the command is not to blame, and what it writes from now on has no reader.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(error),
-            other => other,
-        }
+        // The command is not to blame, but what it writes from now on has no reader.
+        self.reader_gone |= done.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
+        done
     }
 }
 
@@ -91,8 +93,11 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
     }
     let planned = started.elapsed();
     let launcher = Launcher::new(&plan, Options { timing: options.timing, fault: options.inject_fault });
-    let outcome = match launcher.run(&mut OwnStreams) {
+    let mut streams = OwnStreams::default();
+    let outcome = match launcher.run(&mut streams) {
         Ok(outcome) => outcome,
+        // As any command of a pipeline whose reader has had enough: without a word, as if by SIGPIPE.
+        Err(_) if streams.reader_gone => return exit_code(128 + 13),
         Err(error) => {
             complain(&error);
             return exit_code(status_of(&error));
