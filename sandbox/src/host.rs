@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use serde::Serialize;
+
 use crate::ids::{Pool, Subordinate};
 use crate::layers::cgroup::Layout;
 use crate::layers::network::WayOut;
@@ -16,8 +18,10 @@ pub struct Host {
     pub uid: u32,
     /// Effective gid.
     pub gid: u32,
-    /// Whether we have CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN.
+    /// Whether we have CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN, and ids to take on with them.
     pub privileged: bool,
+    /// What the kernel's own uid 0 and gid 0 are called in the user namespace that we live in.
+    pub kernel_root: KernelRoot,
     /// `uname -r`.
     pub release: String,
     /// Memory in bytes.
@@ -46,6 +50,28 @@ pub struct Host {
     pub ids: Result<Pool, String>,
 }
 
+/// The names of the kernel's uid 0 and gid 0 in some user namespace: 0 and 0 in the initial one; in others the overflow ids,
+/// or whatever they are mapped to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct KernelRoot {
+    /// The name of uid 0.
+    pub uid: u32,
+    /// The name of gid 0.
+    pub gid: u32,
+}
+
+impl KernelRoot {
+    /// The initial user namespace's.
+    pub const INITIAL: Self = Self { uid: 0, gid: 0 };
+
+    /// Asked of a file that belongs to the kernel's root on every system, and cannot be given away.
+    fn probe() -> Self {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata("/proc/sys/kernel/core_pattern")
+            .map_or(Self::INITIAL, |found| Self { uid: found.uid(), gid: found.gid() })
+    }
+}
+
 /// A usable `/dev/kvm`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kvm {
@@ -72,7 +98,14 @@ impl Host {
         let uid = nix::unistd::geteuid().as_raw();
         let gid = nix::unistd::getegid().as_raw();
         let uname = nix::sys::utsname::uname();
-        let privileged = uid == 0 && has_capabilities();
+        let ids = if uid == 0 && has_capabilities() {
+            fs::read_to_string("/proc/self/uid_map")
+                .map_err(|error| format!("/proc/self/uid_map: {error}"))
+                .and_then(|map| Pool::from_uid_map(&map, &run_directory().join("ids")))
+        } else {
+            Err("not asked".to_owned())
+        };
+        let privileged = ids.is_ok();
         let release = uname.map(|uname| uname.release().to_string_lossy().into_owned()).unwrap_or_default();
         Self {
             counts_processes_per_namespace: at_least(&release, (5, 14)),
@@ -91,6 +124,7 @@ impl Host {
             uid,
             gid,
             privileged,
+            kernel_root: KernelRoot::probe(),
             release,
             memory: memory(),
             landlock: sys::landlock::version(),
@@ -105,13 +139,7 @@ impl Host {
             } else {
                 Err("not asked".to_owned())
             },
-            ids: if privileged {
-                fs::read_to_string("/proc/self/uid_map")
-                    .map_err(|error| format!("/proc/self/uid_map: {error}"))
-                    .and_then(|map| Pool::from_uid_map(&map, &run_directory().join("ids")))
-            } else {
-                Err("not asked".to_owned())
-            },
+            ids,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::error::Refusal;
-use crate::host::Host;
+use crate::host::{Host, KernelRoot};
 use crate::layers::{self, Action, Layer, identity, network};
 use crate::room::Room;
 
@@ -119,6 +119,8 @@ pub struct Plan {
     pub weakenings: Vec<Weakening>,
     /// The memory that shares were computed from, in bytes.
     pub memory: u64,
+    /// What the kernel's uid 0 and gid 0 are called where we live.
+    pub kernel_root: KernelRoot,
     /// Where ids of rooms are taken from, if this plan takes any.
     #[serde(skip)]
     pub ids: Option<crate::ids::Pool>,
@@ -149,7 +151,7 @@ impl Plan {
             }
             (_, false) => None,
         };
-        Ok(Self { room: room.clone(), steps, weakenings, memory: host.memory, ids })
+        Ok(Self { room: room.clone(), steps, weakenings, memory: host.memory, kernel_root: host.kernel_root, ids })
     }
 
     /// Where the room's first process begins.

@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::host::KernelRoot;
 use crate::layers::{self, Layer, cgroup::Cgroup, namespaces::Kind};
 use crate::plan::{Plan, Weakening};
 use crate::room::Profile;
@@ -96,50 +97,51 @@ impl Seal {
 }
 
 /// A line of `/proc/<pid>/mountinfo`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountLine {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MountLine<'a> {
     /// Mount point, from the room's root.
-    pub point: String,
+    pub point: &'a str,
     /// Per-mount options.
-    options: String,
+    options: &'a str,
     /// `shared:N`, `master:N` and so on.
-    pub propagation: String,
+    pub propagation: &'a str,
     /// File system type.
-    pub kind: String,
+    pub kind: &'a str,
     /// Source as the file system names it.
-    pub source: String,
+    pub source: &'a str,
 }
 
-impl MountLine {
+impl<'a> MountLine<'a> {
     /// Whether it has a per-mount option.
     pub fn has(&self, option: &str) -> bool {
         self.options.split(',').any(|one| one == option)
     }
 
-    fn parse(line: &str) -> Option<Self> {
+    fn parse(line: &'a str) -> Option<Self> {
         // 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
         let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ').skip(4);
+        let mut left = left.splitn(7, ' ').skip(4);
         let mut right = right.split(' ');
         Some(Self {
-            point: left.next()?.to_owned(),
-            options: left.next()?.to_owned(),
-            propagation: left.collect::<Vec<_>>().join(" "),
-            kind: right.next()?.to_owned(),
-            source: right.next()?.to_owned(),
+            point: left.next()?,
+            options: left.next()?,
+            propagation: left.next().unwrap_or_default(),
+            kind: right.next()?,
+            source: right.next()?,
         })
     }
 
     /// All lines of a mount table.
-    pub fn parse_all(table: &str) -> Vec<Self> {
+    pub fn parse_all(table: &'a str) -> Vec<Self> {
         table.lines().filter_map(Self::parse).collect()
     }
 }
 
 /// What of a room no longer changes once it is locked: read while the rest is still being done.
 pub struct Standing {
-    mounts: Vec<MountLine>,
-    namespaces: Vec<(Kind, io::Result<String>, io::Result<String>)>,
+    mount_table: String,
+    namespaces: [(Kind, io::Result<String>, io::Result<String>); Kind::ALL.len()],
+    files: [(&'static str, io::Result<String>); 3],
 }
 
 impl Standing {
@@ -148,10 +150,13 @@ impl Standing {
     /// # Errors
     /// When procfs does not show the process.
     pub fn read_from_kernel(pid: Pid) -> io::Result<Self> {
-        let mounts = MountLine::parse_all(&fs::read_to_string(format!("/proc/{pid}/mountinfo"))?);
         let process = pid.to_string();
-        let namespaces = Kind::ALL.map(|kind| (kind, namespace_of(&process, kind), namespace_of("self", kind)));
-        Ok(Self { mounts, namespaces: namespaces.into() })
+        let read = |name: &str| fs::read_to_string(format!("/proc/{process}/{name}"));
+        Ok(Self {
+            mount_table: read("mountinfo")?,
+            namespaces: Kind::ALL.map(|kind| (kind, namespace_of(&process, kind), namespace_of("self", kind))),
+            files: ["uid_map", "gid_map", "net/dev"].map(|name| (name, read(name))),
+        })
     }
 }
 
@@ -160,13 +165,15 @@ pub struct View<'a> {
     /// Its id, outside.
     pub pid: Pid,
     /// The mount table.
-    pub mounts: &'a [MountLine],
+    pub mounts: Vec<MountLine<'a>>,
     /// The supervisor's own session keyring.
     pub own_keyring: &'a str,
     /// The room's control group.
     pub cgroup: Option<&'a Cgroup>,
     /// What shares of memory were computed from, in bytes.
     pub memory: u64,
+    /// What the kernel's uid 0 and gid 0 are called where we live.
+    pub kernel_root: KernelRoot,
     standing: &'a Standing,
     status: String,
     stat: String,
@@ -190,10 +197,11 @@ impl<'a> View<'a> {
         let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
         Ok(Self {
             pid,
-            mounts: &standing.mounts,
+            mounts: MountLine::parse_all(&standing.mount_table),
             own_keyring,
             cgroup,
             memory: plan.memory,
+            kernel_root: plan.kernel_root,
             standing,
             status: read("status")?,
             stat: read("stat")?,
@@ -211,6 +219,18 @@ impl<'a> View<'a> {
     pub fn stat_field(&self, number: usize) -> Option<String> {
         let (_, rest) = self.stat.rsplit_once(") ")?;
         rest.split_ascii_whitespace().nth(number.checked_sub(3)?).map(str::to_owned)
+    }
+
+    /// `uid_map`, `gid_map` or `net/dev` of `/proc/<pid>`.
+    ///
+    /// # Errors
+    /// What kept it from being read.
+    pub fn standing_file(&self, name: &str) -> Result<&str, String> {
+        match self.standing.files.iter().find(|(one, _)| *one == name) {
+            Some((_, Ok(text))) => Ok(text),
+            Some((_, Err(error))) => Err(format!("/proc/PID/{name}: {error}")),
+            None => Err(format!("/proc/PID/{name} was not read")),
+        }
     }
 
     /// A file of `/proc/<pid>`.
@@ -319,10 +339,7 @@ mod tests {
                      37 35 0:5 / / ro,nosuid - tmpfs none rw\n";
         let lines = MountLine::parse_all(table);
         assert_eq!(lines.len(), 2);
-        assert_eq!(
-            (lines[0].point.as_str(), lines[0].propagation.as_str(), lines[0].kind.as_str()),
-            ("/mnt2", "master:1 shared:2", "ext3")
-        );
+        assert_eq!((lines[0].point, lines[0].propagation, lines[0].kind), ("/mnt2", "master:1 shared:2", "ext3"));
         assert!(lines[1].has("ro") && lines[1].has("nosuid") && !lines[1].has("no") && lines[1].propagation.is_empty());
     }
 }

@@ -110,6 +110,9 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
         }
     }
     explain_end(&outcome, &plan);
+    if outcome.end != End::Exited(0) {
+        explain_refusals(&outcome);
+    }
     for (file, report) in [
         (&options.seal, serde_json::to_string_pretty(&outcome.seal)),
         (&options.result, serde_json::to_string_pretty(&outcome)),
@@ -143,6 +146,21 @@ fn explain_end(outcome: &Outcome, plan: &Plan) {
             complain(format_args!("the command was ended: the room used more memory than {limit}"));
         }
         _ => {}
+    }
+}
+
+/// What the filter refused, for a command that failed: it may have failed of that.
+fn explain_refusals(outcome: &Outcome) {
+    const SHOWN: usize = 5;
+    for refused in outcome.refused.iter().take(SHOWN) {
+        match &refused.hint {
+            Some(hint) => complain(format_args!("the room refused: {refused} ({hint})")),
+            None => complain(format_args!("the room refused: {refused}")),
+        }
+    }
+    let more = outcome.refused.len().saturating_sub(SHOWN) as u64 + outcome.refused_others;
+    if more > 0 {
+        complain(format_args!("the room refused {more} more kinds of calls: --result FILE lists them"));
     }
 }
 

@@ -45,9 +45,6 @@ pub enum Answer {
 #[derive(Debug)]
 pub struct Hatch(OwnedFd);
 
-/// The longest message: notes and words are short, and a peer that says more is broken.
-const LONGEST: usize = 64 * 1024;
-
 impl Hatch {
     /// Both ends.
     pub fn pair() -> nix::Result<(Self, Self)> {
@@ -72,7 +69,18 @@ impl Hatch {
 
     /// Waits for the next message; `None` when the other side is gone.
     pub fn receive<T: for<'de> Deserialize<'de>>(&self) -> nix::Result<Option<(T, Option<OwnedFd>)>> {
-        let mut bytes = vec![0; LONGEST];
+        // Asked first: a buffer for the longest message would cost more to make than most messages do to read.
+        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+        let length = loop {
+            match nix::sys::socket::recv(self.0.as_raw_fd(), &mut [0], peek) {
+                Err(Errno::EINTR) => {}
+                // The other side ended without reading what we had said.
+                Err(Errno::ECONNRESET) => return Ok(None),
+                Err(errno) => return Err(errno),
+                Ok(length) => break length,
+            }
+        };
+        let mut bytes = vec![0; length];
         let mut control = nix::cmsg_space!([i32; 1]);
         let (length, descriptor) = loop {
             let mut parts = [IoSliceMut::new(&mut bytes)];

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use super::inside::do_step;
 use super::message::{Answer, Hatch, Report};
 use super::pump::{self, Pump, Read};
-use super::{Options, Sink, Stream, warden};
+use super::{Options, Sink, warden};
 use crate::error::{Error, StepFailure};
 use crate::layers::Action;
 use crate::layers::cgroup::{self, Cgroup};
@@ -110,6 +110,7 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
         begun,
         heard: Instant::now(),
         output_bytes: 0,
+        buffer: vec![0; 16 * 1024],
     };
     let watched = watch.to_the_end(&mut room);
     let outcome = finish(plan, &mut room, watched);
@@ -360,6 +361,7 @@ struct Watch<'a> {
     begun: Instant,
     heard: Instant,
     output_bytes: u64,
+    buffer: Vec<u8>,
 }
 
 impl Watch<'_> {
@@ -531,9 +533,8 @@ impl Watch<'_> {
     }
 
     fn take_output(&mut self, index: usize) -> Result<Taken, Error> {
-        let mut buffer = [0; 64 * 1024];
         let (stream, source) = &self.pump.sources[index];
-        let (stream, read) = (*stream, pump::read(source, &mut buffer));
+        let (stream, read) = (*stream, pump::read(source, &mut self.buffer));
         match read.map_err(|errno| Error::supervisor("reading the command's output", errno))? {
             Read::Later => Ok(Taken::None),
             Read::End => Ok(Taken::End),
@@ -544,14 +545,12 @@ impl Watch<'_> {
                 let length = length as u64;
                 let shown = length.min(room_left);
                 self.output_bytes += shown;
-                self.hand_on(stream, &buffer[..shown as usize])?;
+                self.sink
+                    .output(stream, &self.buffer[..shown as usize])
+                    .map_err(|error| Error::supervisor("handing on the command's output", error))?;
                 Ok(if length > room_left { Taken::TooMuch } else { Taken::Some })
             }
         }
-    }
-
-    fn hand_on(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Error> {
-        self.sink.output(stream, bytes).map_err(|error| Error::supervisor("handing on the command's output", error))
     }
 
     /// What the person types goes to the room's terminal.

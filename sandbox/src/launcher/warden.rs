@@ -26,8 +26,6 @@ pub fn live_as_warden(
     leash: OwnedFd,
     options: Options,
 ) -> ! {
-    // The child of a fork leads no process group, so this cannot fail.
-    let _ = nix::unistd::setsid();
     let birth = plan.birth();
     let timings = match interpret(plan, Place::Warden, first_step..birth, &mut site, &hatch, options) {
         Ok(timings) => timings,
@@ -45,6 +43,8 @@ pub fn live_as_warden(
         }
         Ok(Forked::Parent { pid, pidfd }) => {
             let _ = hatch.send(&Report::Born(pid.as_raw()), None);
+            // The child of a fork leads no process group, so this cannot fail. Not earlier: the room waits for its birth.
+            let _ = nix::unistd::setsid();
             meanwhile(plan, birth, &mut site, &hatch, bridge.map(|(warden, _)| warden), options);
             // Whatever else it holds would keep pipes and mounts open beyond the room's end.
             close_all_but(&[leash.as_fd(), pidfd.as_fd()]);

@@ -159,9 +159,9 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
         wanted.push("/dev/kvm".into());
         finding.fact("kvm", "granted");
     }
-    for mount in view.mounts.iter().filter(|mount| Path::new(&mount.point).starts_with("/dev")) {
-        let point = Path::new(&mount.point);
-        let needs: &[&str] = match mount.point.as_str() {
+    for mount in view.mounts.iter().filter(|mount| Path::new(mount.point).starts_with("/dev")) {
+        let point = Path::new(mount.point);
+        let needs: &[&str] = match mount.point {
             "/dev" => &["ro", "nosuid", "nodev", "noexec"],
             "/dev/pts" => &["nosuid", "noexec"],
             "/dev/shm" => &["nosuid", "nodev"],

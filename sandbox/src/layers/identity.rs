@@ -192,7 +192,7 @@ fn choose(room: &Room, host: &Host) -> Result<Ids, Refusal> {
     let refuse = |what: &str, why: &str, fix: &str| Err(Refusal::new(Layer::Identity, what, why, fix));
     match room.identity.outside {
         Outside::User { uid, gid } => {
-            if uid == 0 || gid == 0 {
+            if uid == host.kernel_root.uid || gid == host.kernel_root.gid || uid == 0 || gid == 0 {
                 return refuse(
                     "the room's user",
                     "no id of a room is ever the kernel's uid 0 or gid 0: it would own the host's sysctls and files",
@@ -213,7 +213,7 @@ fn choose(room: &Room, host: &Host) -> Result<Ids, Refusal> {
         }
         Outside::Auto if host.privileged => Ok(Ids::Allocated { length: 1 }),
         Outside::Range if host.privileged => Ok(Ids::Allocated { length: RANGE_LENGTH }),
-        _ if host.uid == 0 || host.gid == 0 => refuse(
+        _ if host.uid == host.kernel_root.uid || host.gid == host.kernel_root.gid => refuse(
             "root without its capabilities",
             "no id of a room is ever the kernel's uid 0 or gid 0, and without CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN no other can be taken",
             "start anchorhold as an ordinary user, or as root with these capabilities",
@@ -341,12 +341,13 @@ fn lock_range(site: &mut Site<'_>, length: u32) -> Outcome {
 
 pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     let mut finding = Finding::new();
-    // Read from outside, these are kernel ids (of the supervisor's own user namespace).
-    for (key, name) in [("Uid", "kernel-uids"), ("Gid", "kernel-gids")] {
+    // Read from outside, these are ids of the supervisor's own user namespace.
+    let root = [view.kernel_root.uid.to_string(), view.kernel_root.gid.to_string()];
+    for ((key, name), root) in [("Uid", "kernel-uids"), ("Gid", "kernel-gids")].into_iter().zip(root) {
         let ids = view.status(key).unwrap_or_default();
         let numbers: Vec<_> = ids.split_ascii_whitespace().collect();
         match numbers.first() {
-            Some(first) if numbers.len() == 4 && numbers.iter().all(|id| id == first && *id != "0") => {
+            Some(first) if numbers.len() == 4 && numbers.iter().all(|id| id == first && *id != root) => {
                 finding.fact(name, *first);
             }
             _ => finding.wrong(format!("{name} are {ids:?}: not one unprivileged id")),
@@ -354,19 +355,21 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     }
     finding.fact("groups", view.status("Groups").unwrap_or_default());
     for map in ["uid_map", "gid_map"] {
-        match view.read(map) {
+        match view.standing_file(map) {
             Ok(text) => {
                 let lines: Vec<Vec<u64>> = text
                     .lines()
                     .map(|line| line.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect())
                     .collect();
-                if lines.is_empty() || lines.iter().any(|extent| extent.len() != 3 || extent[1] == 0) {
+                let root = u64::from(if map == "uid_map" { view.kernel_root.uid } else { view.kernel_root.gid });
+                let holds_root = |extent: &Vec<u64>| (extent[1]..extent[1] + extent[2]).contains(&root);
+                if lines.is_empty() || lines.iter().any(|extent| extent.len() != 3 || holds_root(extent)) {
                     finding.wrong(format!("{map} is {text:?}"));
                 } else {
                     finding.fact(map, text.split_ascii_whitespace().collect::<Vec<_>>().join(" "));
                 }
             }
-            Err(error) => finding.wrong(format!("{map}: {error}")),
+            Err(why) => finding.wrong(why),
         }
     }
     match (view.namespace(super::namespaces::Kind::User), view.note(Layer::Identity, "first-user-namespace")) {

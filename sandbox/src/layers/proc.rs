@@ -22,51 +22,39 @@ use crate::seal::{Finding, View};
 use crate::site::{Outcome, Site, Trouble};
 use crate::sys::MountFlags;
 
-/// Files that leak the host's state, its addresses or its history, or act on it. They read as empty. proc(5); security-probes 3.2 and
-/// nix-sandbox H27 say who reads what there.
-pub const EMPTY_FILES: [&str; 30] = [
+/// Files that name the host's hardware and state, or leak addresses and keys, and that everybody may open. They read as empty. proc(5);
+/// security-probes 3.2 and nix-sandbox H27 say who reads what there. What only repeats the load that `/proc/stat` shows
+/// anyway is not among them: each cover costs a mount.
+pub const EMPTY_FILES: [&str; 10] =
+    ["diskstats", "interrupts", "iomem", "ioports", "kallsyms", "key-users", "keys", "locks", "modules", "partitions"];
+
+/// Files that today's kernels show to their own uid 0 only, which no id of a room ever is. Covered where that is not so.
+pub const ROOT_FILES: [&str; 13] = [
     "allocinfo",
-    "buddyinfo",
-    "config.gz",
-    "consoles",
-    "diskstats",
-    "interrupts",
-    "iomem",
-    "ioports",
-    "kallsyms",
     "kcore",
-    "key-users",
-    "keys",
     "kmsg",
     "kpagecgroup",
     "kpagecount",
     "kpageflags",
     "latency_stats",
-    "locks",
-    "mdstat",
-    "modules",
     "pagetypeinfo",
-    "partitions",
     "sched_debug",
     "slabinfo",
-    "softirqs",
-    "swaps",
     "sysrq-trigger",
     "timer_list",
     "vmallocinfo",
-    "zoneinfo",
 ];
 
-/// Directories that name the host's hardware and drivers. They read as empty.
-pub const EMPTY_DIRECTORIES: [&str; 10] =
-    ["acpi", "asound", "bus", "driver", "dynamic_debug", "fs", "irq", "pressure", "scsi", "tty"];
+/// Directories that name the host's hardware and disks. They read as empty.
+pub const EMPTY_DIRECTORIES: [&str; 7] = ["acpi", "asound", "bus", "driver", "fs", "irq", "scsi"];
 
 /// Files that builds may read and that differ between two boots of one host.
-fn stand_ins(host: &Host) -> [(&'static str, String); 5] {
+fn stand_ins(host: &Host) -> [(&'static str, String); 6] {
     [
         // A valid version 4 UUID, as its readers expect one.
         ("sys/kernel/random/boot_id", "00000000-0000-4000-8000-000000000000\n".into()),
         ("cmdline", "\n".into()),
+        ("swaps", "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n".into()),
         ("uptime", "1.00 1.00\n".into()),
         ("loadavg", "0.00 0.00 0.00 1/1 1\n".into()),
         // uname(2) tells the release anyway; who built the kernel, when and with what is left out.
@@ -95,7 +83,12 @@ pub enum Action {
     /// is in sight. It shows what that fresh one would.
     Pristine,
     /// Covers with an empty file.
-    HideFiles(Vec<&'static str>),
+    HideFiles {
+        /// Where present.
+        always: Vec<&'static str>,
+        /// Where others than the kernel's uid 0 could open it.
+        if_open: Vec<&'static str>,
+    },
     /// Covers with an empty directory.
     HideDirectories(Vec<&'static str>),
     /// `/proc/sys` read-only.
@@ -111,9 +104,12 @@ impl fmt::Display for Action {
             Self::Mount { subset: false } => f.write_str("mount a new procfs at /proc"),
             Self::Mount { subset: true } => f.write_str("mount a new procfs that shows processes only at /proc"),
             Self::Pristine => write!(f, "mount an uncovered procfs at {PRISTINE}, so that nested rooms may mount one"),
-            Self::HideFiles(names) => {
-                write!(f, "cover with an empty file, where present: /proc/{{{}}}", names.join(","))
-            }
+            Self::HideFiles { always, if_open } => write!(
+                f,
+                "cover with an empty file, where present: /proc/{{{}}}; where others than root could open it: /proc/{{{}}}",
+                always.join(","),
+                if_open.join(",")
+            ),
             Self::HideDirectories(names) => {
                 write!(f, "cover with an empty directory, where present: /proc/{{{}}}", names.join(","))
             }
@@ -157,7 +153,7 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         if room.profile == Profile::Nested {
             draft.add(Stage::Proc, Action::Pristine);
         }
-        draft.add(Stage::ProcCovers, Action::HideFiles(EMPTY_FILES.to_vec()));
+        draft.add(Stage::ProcCovers, Action::HideFiles { always: EMPTY_FILES.to_vec(), if_open: ROOT_FILES.to_vec() });
         draft.add(Stage::ProcCovers, Action::HideDirectories(EMPTY_DIRECTORIES.to_vec()));
         // After the room's own sysctls are written, before anything of it runs.
         draft.add(Stage::ProcCovers, Action::ReadOnlySys);
@@ -198,9 +194,12 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
             let mount = site.sys.new_filesystem("proc", &[], MountFlags::NO_EXEC)?;
             site.attach(mount.as_fd(), Path::new(PRISTINE), true)?;
         }
-        Action::HideFiles(names) => {
+        Action::HideFiles { always, if_open } => {
             site.enter_covers()?;
-            for path in names.iter().map(|name| proc.join(name)) {
+            for name in always {
+                site.cover(&proc.join(name), "empty-file")?;
+            }
+            for path in if_open.iter().map(|name| proc.join(name)) {
                 if site.sys.mode(&path).is_some_and(|mode| mode & 0o077 != 0) {
                     site.cover(&path, "empty-file")?;
                 }
@@ -244,7 +243,7 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
                 finding.wrong(format!("{} is without {need}", mount.point));
             }
         }
-        match (mount.point.as_str(), mount.kind.as_str()) {
+        match (mount.point, mount.kind) {
             ("/proc", "proc") => procfs = true,
             // What lies below it: the files that cover others, sealed like them.
             (point, kind) => {

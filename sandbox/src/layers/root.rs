@@ -306,7 +306,7 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     };
     let mut read_only = 0;
     for mount in view.mounts.iter() {
-        let point = mount.point.as_str();
+        let point = mount.point;
         if !mount.has("nosuid") {
             finding.wrong(format!("{point} is without nosuid"));
         }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::addresses::{self, Families};
 use super::pasta::{Missing, Pasta, PastaFound};
 use super::policy::{self, HostAddress, Policy, Rules};
-use super::{interfaces, nftables, rtnetlink};
+use super::{interface_names, nftables, rtnetlink};
 use crate::error::Refusal;
 use crate::host::Host;
 use crate::layers::Layer;
@@ -228,7 +228,7 @@ pub(in crate::layers) fn verify(room: &Room, view: &View<'_>) -> Finding {
     if mode == NetworkMode::Pasta {
         wanted.push("eth0".to_owned());
     }
-    match interfaces(view.pid.as_raw() as u32) {
+    match view.standing_file("net/dev").map(interface_names) {
         Ok(mut found) => {
             found.sort();
             wanted.sort();
@@ -238,7 +238,7 @@ pub(in crate::layers) fn verify(room: &Room, view: &View<'_>) -> Finding {
                 finding.wrong(format!("the interfaces are {found:?}, not {wanted:?}"));
             }
         }
-        Err(error) => finding.wrong(format!("/proc/PID/net/dev: {error}")),
+        Err(why) => finding.wrong(why),
     }
     finding
 }

@@ -16,7 +16,7 @@
 //! | | [`nftables::install`]: the policy is in force and read back; there is no interface yet |
 //! | [`pasta::Pasta::start`] after pid 1's word; returns when the interface exists | |
 //! | | [`rtnetlink::configure`] after the supervisor's word: addresses, routes, read back |
-//! | [`interfaces`] for the seal | drops everything, exec |
+//! | `/proc/PID/net/dev` for the seal | drops everything, exec |
 //! | [`pasta::Pasta::ended`] beside the other things that it waits for; [`pasta::Pasta::stop`] at the end | |
 //!
 //! The interface appears after the policy, stays down until pid 1 raises it, and has no route before that: there is no
@@ -33,8 +33,6 @@ pub mod rtnetlink;
 pub use layer::{Action, WayOut, mode};
 pub(super) use layer::{apply, plan, resolv_conf, verify};
 
-use std::io;
-
 use nix::errno::Errno;
 
 /// Brings loopback up in the calling thread's network namespace: 127.0.0.1 and, where the kernel has it, `::1`.
@@ -48,21 +46,8 @@ pub fn loopback_up() -> Result<(), Errno> {
 /// Most interfaces that are listed; a room has two.
 const MAX_INTERFACES: usize = 64;
 
-/// Names of the interfaces in the network namespace of process `pid`, as the kernel lists them to an outsider.
-///
-/// For the seal: a room with network `none` has exactly `lo`, with `pasta` exactly `lo` and `eth0`.
-///
-/// # Errors
-/// What reading `/proc/PID/net/dev` (proc_pid_net(5)) says; `InvalidData` when it lists more than a room can have.
-pub fn interfaces(pid: u32) -> io::Result<Vec<String>> {
-    let names = interface_names(&std::fs::read_to_string(format!("/proc/{pid}/net/dev"))?);
-    if names.len() > MAX_INTERFACES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "more interfaces than a room can have"));
-    }
-    Ok(names)
-}
-
-/// Two lines of headings, then `name: counters`.
+/// Names of the interfaces in `/proc/PID/net/dev` (proc_pid_net(5)): two lines of headings, then `name: counters`. One more than a room
+/// can have is enough to tell that they are too many.
 fn interface_names(table: &str) -> Vec<String> {
     let names = table.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned());
     names.take(MAX_INTERFACES + 1).collect()
