@@ -85,12 +85,15 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     let Made { seal, timings, listener } = match made {
         Ok(made) => made,
         Err(error) => {
+            // Whoever waits for an answer gets an end of file instead, and ends; we are about to wait for that.
+            drop(hatch);
             room.end();
             let _ = remove_cgroup(&mut site);
             return Err(error);
         }
     };
     if let Err(errno) = hatch.send(&Answer::Go, None) {
+        drop(hatch);
         room.end();
         let _ = remove_cgroup(&mut site);
         return Err(Error::supervisor("starting the command", errno));
@@ -217,7 +220,8 @@ fn make(
             Report::NoExec { errno } => return Err(no_exec(plan, Errno::from_raw(errno))),
             Report::Locked => {
                 clock.lap("until the room is locked");
-                standing = Some(room.standing()?);
+                // A room that has failed meanwhile shows nothing any more; why it failed is the next message.
+                standing = room.standing().ok();
                 clock.lap("reading mounts and namespaces back");
             }
             Report::Ready { notes, timings } => {
