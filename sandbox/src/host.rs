@@ -134,7 +134,7 @@ impl Host {
             open_files_hard: sys::process::get_rlimit(libc::RLIMIT_NOFILE).ok().and_then(|(_, hard)| hard),
             kvm: if wanted.kvm { crate::kvm::probe(privileged) } else { Err(("not asked".into(), String::new())) },
             subordinate: if wanted.range && !privileged {
-                let user = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
+                let user = crate::ids::account(&uid.to_string()).map(|(name, ..)| name);
                 Subordinate::find(user.as_deref().unwrap_or_default(), uid)
             } else {
                 Err("not asked".to_owned())

@@ -180,16 +180,32 @@ impl Subordinate {
 /// # Errors
 /// Words, when there is no such user.
 pub fn user(name: &str) -> Result<(u32, u32), String> {
-    let found = match name.parse() {
-        Ok(uid) => nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)),
-        Err(_) => nix::unistd::User::from_name(name),
-    };
-    match (found, name.parse()) {
-        (Ok(Some(user)), _) => Ok((user.uid.as_raw(), user.gid.as_raw())),
-        (Ok(None), Ok(number)) => Ok((number, number)),
-        (Ok(None), Err(_)) => Err(format!("there is no user {name}; getent passwd shows those there are")),
-        (Err(errno), _) => Err(format!("looking for the user {name}: {}", errno.desc())),
+    match (account(name), name.parse()) {
+        (Some((_, uid, gid)), _) => Ok((uid, gid)),
+        (None, Ok(number)) => Ok((number, number)),
+        (None, Err(_)) => Err(format!("there is no user {name}; getent passwd shows those there are")),
     }
+}
+
+/// Name, uid and gid of a user, by name or number.
+///
+/// From `/etc/passwd`, else from getent(1), which also asks what else the host has (LDAP, systemd). Not from getpwnam(3): in a static
+/// program the C library loads the host's modules for it, and crashes where they were made for another version of it.
+pub(crate) fn account(key: &str) -> Option<(String, u32, u32)> {
+    let file = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    find_account(&file, key).or_else(|| {
+        let output = std::process::Command::new("getent").args(["passwd", "--", key]).output().ok()?;
+        find_account(&String::from_utf8_lossy(&output.stdout), key)
+    })
+}
+
+fn find_account(lines: &str, key: &str) -> Option<(String, u32, u32)> {
+    lines.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, _password, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
+        (name == key || key.parse() == Ok(uid)).then(|| (name.to_owned(), uid, gid))
+    })
 }
 
 fn helper_path(name: &str) -> Option<PathBuf> {
@@ -263,6 +279,14 @@ mod tests {
         std::fs::set_permissions(&locks, std::fs::Permissions::from_mode(0o777)).unwrap();
         let pool = Pool { first: 5000, stride: 1, slots: 3, locks };
         assert_eq!(Reservation::take(1, &pool).unwrap_err().errno, Errno::EPERM);
+    }
+
+    #[test]
+    fn an_account_is_found_by_name_and_by_number() {
+        let text = "root:x:0:0:root:/root:/bin/sh\nbroken\nalice:x:1000:100::/home/alice:/bin/sh\n";
+        assert_eq!(find_account(text, "alice"), Some(("alice".into(), 1000, 100)));
+        assert_eq!(find_account(text, "1000"), Some(("alice".into(), 1000, 100)));
+        assert_eq!(find_account(text, "bob"), None);
     }
 
     #[test]
