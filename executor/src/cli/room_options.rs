@@ -186,7 +186,10 @@ impl RoomOptions {
             Some(file) => {
                 let text = std::fs::read_to_string(file)
                     .map_err(|error| format!("cannot read the room file {}: {error}", file.display()))?;
-                Room::from_toml(&text).map_err(|error| format!("the room file {}: {error}", file.display()))?
+                Room::from_toml(&text).map_err(|error| {
+                    let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+                    format!("the room file {}, line {line}: {}", file.display(), error.message().replace('\n', "; "))
+                })?
             }
             None => everyday_room(!self.no_usr),
         };
