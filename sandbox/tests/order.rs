@@ -229,7 +229,7 @@ fn an_outer_mount_is_made_before_an_inner_one_which_it_would_hide() {
 fn procfs_is_mounted_while_the_old_root_is_still_there_as_the_kernel_wants_a_whole_one_in_sight() {
     for order in plans() {
         order.before(
-            |action| matches!(action, Action::Proc(proc::Action::Mount { .. } | proc::Action::Pristine)),
+            |action| matches!(action, Action::Proc(proc::Action::Mount | proc::Action::Pristine)),
             |action| matches!(action, Action::Root(root::Action::Pivot)),
         );
     }
@@ -250,7 +250,7 @@ fn the_files_that_cover_others_are_made_before_procfs_is_mounted_over_them() {
     for order in plans() {
         order.before(
             |action| matches!(action, Action::Proc(proc::Action::Covers { .. })),
-            |action| matches!(action, Action::Proc(proc::Action::Mount { .. })),
+            |action| matches!(action, Action::Proc(proc::Action::Mount)),
         );
     }
 }
@@ -269,7 +269,7 @@ fn a_nested_rooms_uncovered_procfs_is_mounted_before_the_covers_make_the_kernel_
 fn limits_on_namespaces_are_written_before_proc_sys_is_read_only() {
     for order in plans() {
         order.before(
-            |action| matches!(action, Action::Proc(proc::Action::Mount { .. })),
+            |action| matches!(action, Action::Proc(proc::Action::Mount)),
             |action| matches!(action, Action::Namespaces(namespaces::Action::Allow { .. })),
         );
         order.before(
@@ -299,7 +299,7 @@ fn the_root_is_sealed_after_the_last_mount_point_was_made_in_it() {
             |action| {
                 matches!(action, Action::Etc(_))
                     || matches!(action, Action::Root(root::Action::Bind { .. } | root::Action::File { .. }))
-                    || matches!(action, Action::Proc(proc::Action::Mount { .. } | proc::Action::Pristine))
+                    || matches!(action, Action::Proc(proc::Action::Mount | proc::Action::Pristine))
                     || matches!(action, Action::Devices(_))
             },
             |action| matches!(action, Action::Root(root::Action::SealRoot { .. })),

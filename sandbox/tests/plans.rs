@@ -144,8 +144,8 @@ fn what_each_wish_changes() {
             }
         }),
         ("a time namespace", |room, _| room.namespaces.time = true),
-        ("processes-only proc where the host's is masked", |room, host| {
-            room.proc.source = ProcSource::ProcessesOnly;
+        ("the outer proc where it is masked", |room, host| {
+            room.proc.source = ProcSource::Outer;
             host.masked_proc = Some(("masked".into(), "unmask it".into()));
         }),
         ("a terminal", |room, _| room.process.output = Output::Terminal),

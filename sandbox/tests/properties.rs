@@ -87,10 +87,10 @@ fn a_room() -> impl Strategy<Value = Room> {
         room.mounts = mounts;
         room.identity.outside = outside;
         (room.identity.uid, room.identity.gid) = (uid, gid);
-        let [kvm, time, processes_only, init, linux32, randomize] = flags;
+        let [kvm, time, outer, init, linux32, randomize] = flags;
         room.devices.kvm = kvm;
         room.namespaces.time = time;
-        room.proc.source = if processes_only { ProcSource::ProcessesOnly } else { ProcSource::New };
+        room.proc.source = if outer { ProcSource::Outer } else { ProcSource::New };
         let (arguments, environment, argv0, pids, time, (umask, streams)) = details;
         room.limits.pids = pids;
         room.limits.time = time;
@@ -231,7 +231,7 @@ proptest! {
         let detach = one(|action| matches!(action, Action::Root(root::Action::DetachOldRoot)));
         prop_assert!(user < new_root && new_root < pivot && pivot + 1 == detach);
         let procs = numbers(&plan, |action| {
-            matches!(action, Action::Proc(proc::Action::Mount { .. }))
+            matches!(action, Action::Proc(proc::Action::Mount | proc::Action::MountOuter))
                 || matches!(action, Action::Root(root::Action::Bind { inside, .. }) if inside == Path::new("/proc"))
         });
         prop_assert_eq!(procs.len(), 1, "one /proc");

@@ -297,7 +297,7 @@ fn kvm_that_is_asked_for_and_unusable_is_no_silent_emulation() {
 fn a_masked_proc_is_refused_unless_the_weaker_tier_is_asked_for() {
     let host = Host { masked_proc: Some(("masked".into(), "unmask it".into())), ..Host::made_up(false) };
     refused_on(Layer::Proc, &host, |_| {});
-    let plan = accepted_on(&host, |room| room.proc.source = anchorhold_sandbox::room::ProcSource::ProcessesOnly);
+    let plan = accepted_on(&host, |room| room.proc.source = anchorhold_sandbox::room::ProcSource::Outer);
     assert!(plan.weakenings.iter().any(|weakening| weakening.layer == Layer::Proc), "{:?}", plan.weakenings);
 }
 

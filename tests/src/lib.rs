@@ -1,1 +1,20 @@
 //! What the end-to-end suites share: starting the command, and looking at the host from outside.
+//!
+//! * [`room`] starts `anchorhold run` and catches what comes out of it; [`running`] is one that is still at work.
+//! * [`probe`] finds the program `room-probe`, which rooms run: it attempts one thing and prints how that went.
+//! * [`host`] looks at processes, locks, mounts, files and control groups from outside.
+//! * [`terminal`] is a pseudo-terminal for a caller that has one.
+
+pub mod host;
+pub mod probe;
+pub mod room;
+pub mod running;
+pub mod terminal;
+
+/// How long anything in these suites may take before it counts as hung. Machines that run tests are slow and shared.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Says that a test cannot run here, in the form that `scripts/test` counts. The test returns right after.
+pub fn skip(reason: &str) {
+    println!("SKIP: {reason}");
+}

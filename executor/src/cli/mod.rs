@@ -9,6 +9,7 @@ mod run;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Args, Command, FromArgMatches};
 
 use anchorhold_sandbox::outcome::exit_status;
@@ -53,11 +54,29 @@ pub fn main() -> ExitCode {
     match parsed {
         Ok((subcommand, matches)) => (subcommand.run)(&matches),
         Err(error) => {
-            let _ = error.print();
             // `--help` and `--version` are answers, not errors. A command line that is not understood starts no command.
+            if error.use_stderr() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                complain(one_line(&error));
+            } else {
+                let _ = error.print();
+            }
             if error.use_stderr() { ExitCode::from(exit_status::NOT_STARTED as u8) } else { ExitCode::SUCCESS }
         }
     }
+}
+
+/// What clap says in paragraphs, as one line: the first of them, and its tips.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let first: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+    let tips = text.lines().filter_map(|line| line.trim_start().strip_prefix("tip: "));
+    let mut line = first.join(" ");
+    for tip in tips {
+        line.push_str("; ");
+        line.push_str(tip);
+    }
+    line.push_str("; --help shows the options");
+    line.strip_prefix("error: ").map_or(line.clone(), str::to_owned)
 }
 
 /// The typed options of a subcommand.

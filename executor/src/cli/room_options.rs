@@ -129,7 +129,7 @@ pub struct RoomOptions {
     #[arg(long, help_heading = "Room")]
     time_namespace: bool,
 
-    /// Where /proc comes from: new, or processes-only in containers that mask theirs
+    /// Where /proc comes from: new, or outer (weaker) in containers that mask theirs
     #[arg(long, value_name = "SOURCE", help_heading = "Room", value_parser = proc_source)]
     proc: Option<ProcSource>,
 
@@ -165,8 +165,8 @@ pub struct RoomOptions {
 fn proc_source(word: &str) -> Result<ProcSource, String> {
     match word {
         "new" => Ok(ProcSource::New),
-        "processes-only" => Ok(ProcSource::ProcessesOnly),
-        _ => Err(format!("no source `{word}`; there are new, processes-only")),
+        "outer" => Ok(ProcSource::Outer),
+        _ => Err(format!("no source `{word}`; there are new, outer")),
     }
 }
 
@@ -192,7 +192,10 @@ impl RoomOptions {
             Some(file) => {
                 let text = std::fs::read_to_string(file)
                     .map_err(|error| format!("cannot read the room file {}: {error}", file.display()))?;
-                Room::from_toml(&text).map_err(|error| format!("the room file {}: {error}", file.display()))?
+                Room::from_toml(&text).map_err(|error| {
+                    let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+                    format!("the room file {}, line {line}: {}", file.display(), error.message().replace('\n', "; "))
+                })?
             }
             None => everyday_room(!self.no_usr),
         };

@@ -46,7 +46,11 @@ fn fault(text: &str) -> Result<Fault, String> {
 }
 
 /// The payload's streams on our own.
-struct OwnStreams;
+#[derive(Default)]
+struct OwnStreams {
+    /// Whoever read one of them has gone.
+    reader_gone: bool,
+}
 
 impl Sink for OwnStreams {
     fn output(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
@@ -57,11 +61,9 @@ impl Sink for OwnStreams {
             }
             Stream::Error => io::stderr().lock().write_all(bytes),
         };
-        match done {
-            // Whoever read it has gone: the command is not to blame, and what it writes from now on has no reader.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(error),
-            other => other,
-        }
+        // The command is not to blame, but what it writes from now on has no reader.
+        self.reader_gone |= done.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
+        done
     }
 }
 
@@ -83,6 +85,18 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
             return exit_code(exit_status::NOT_STARTED);
         }
     };
+    // When the command has run it is too late to refuse.
+    let mut reports = Vec::new();
+    for file in [&options.seal, &options.result].into_iter().flatten() {
+        match Report::open(file) {
+            Ok(report) => reports.push(report),
+            Err(error) => {
+                complain(format_args!("cannot write {}: {error}", file.display()));
+                reports.iter().for_each(Report::take_back);
+                return exit_code(exit_status::NOT_STARTED);
+            }
+        }
+    }
     for layer in &room.without {
         complain(format_args!("warning: without {layer}: open is {}", layer.left_open()));
     }
@@ -91,10 +105,17 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
     }
     let planned = started.elapsed();
     let launcher = Launcher::new(&plan, Options { timing: options.timing, fault: options.inject_fault });
-    let outcome = match launcher.run(&mut OwnStreams) {
+    let mut streams = OwnStreams::default();
+    let outcome = match launcher.run(&mut streams) {
         Ok(outcome) => outcome,
+        // As any command of a pipeline whose reader has had enough: without a word, as if by SIGPIPE.
+        Err(_) if streams.reader_gone => {
+            reports.iter().for_each(Report::take_back);
+            return exit_code(128 + 13);
+        }
         Err(error) => {
             complain(&error);
+            reports.iter().for_each(Report::take_back);
             return exit_code(status_of(&error));
         }
     };
@@ -120,6 +141,34 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
         }
     }
     exit_code(outcome.end.exit_status())
+}
+
+/// A file that a report will be written to.
+struct Report<'a> {
+    path: &'a Path,
+    is_new: bool,
+}
+
+impl<'a> Report<'a> {
+    /// Makes sure that it can be written.
+    fn open(path: &'a Path) -> io::Result<Self> {
+        let mut options = std::fs::OpenOptions::new();
+        let is_new = match options.write(true).create_new(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                options.create_new(false).open(path)?;
+                false
+            }
+            opened => opened.map(|_| true)?,
+        };
+        Ok(Self { path, is_new })
+    }
+
+    /// Leaves no empty file of ours when there is nothing to report.
+    fn take_back(&self) {
+        if self.is_new {
+            let _ = std::fs::remove_file(self.path);
+        }
+    }
 }
 
 fn write_report(file: &Path, text: &str) -> io::Result<()> {

@@ -85,12 +85,15 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     let Made { seal, timings, listener } = match made {
         Ok(made) => made,
         Err(error) => {
+            // Whoever waits for an answer gets an end of file instead, and ends; we are about to wait for that.
+            drop(hatch);
             room.end();
             let _ = remove_cgroup(&mut site);
             return Err(error);
         }
     };
     if let Err(errno) = hatch.send(&Answer::Go, None) {
+        drop(hatch);
         room.end();
         let _ = remove_cgroup(&mut site);
         return Err(Error::supervisor("starting the command", errno));
@@ -223,20 +226,21 @@ fn make(
             Report::NoExec { errno } => return Err(no_exec(plan, Errno::from_raw(errno))),
             Report::Locked => {
                 clock.lap("until the room is locked");
-                standing = Some(room.read("the mount table", Standing::read_from_kernel)?);
+                // A room that has failed meanwhile shows nothing any more; why it failed is the next message.
+                standing = Some(room.read("the mount table", Standing::read_from_kernel));
                 clock.lap("reading mounts and namespaces back");
             }
             Report::Bare => {
                 clock.lap("until the room is bare");
-                bare = Some(room.read("limits and descriptors", Bare::read_from_kernel)?);
+                bare = Some(room.read("limits and descriptors", Bare::read_from_kernel));
                 clock.lap("reading limits and descriptors back");
             }
             Report::Ready { notes, timings } => {
                 clock.lap("until the room stands");
-                let (Some(standing), Some(bare)) = (&standing, &bare) else {
+                let (Some(standing), Some(bare)) = (standing.take(), bare.take()) else {
                     return Err(Error::SetUpDied { how: "it was ready too early".into() });
                 };
-                let seal = read_back(plan, room, (standing, bare), &notes, &own_keyring, site.cgroup.as_ref())?;
+                let seal = read_back(plan, room, (&standing?, &bare?), &notes, &own_keyring, site.cgroup.as_ref())?;
                 clock.lap("reading the seal back");
                 return Ok(Made { seal, timings, listener: descriptor });
             }
@@ -563,6 +567,11 @@ impl Watch<'_> {
             return None;
         }
         let (pid, pidfd) = room.first.as_ref()?;
+        if self.plan.room.process.init {
+            // It waits for signals by sigwaitinfo(2), during which the kernel shows none of them as blocked.
+            let _ = pidfd_signal(pidfd.as_fd(), signal as i32);
+            return None;
+        }
         let status = crate::sys::file::read_proc(format!("/proc/{pid}/status")).unwrap_or_default();
         let in_mask = |key: &str| {
             status

@@ -167,9 +167,9 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         // One user namespace is still to come: the one that locks the room. See `identity`.
         let own = u32::from(room.has(Layer::Identity));
         match room.profile {
-            // The limits are files of /proc/sys, and a procfs of processes only has none.
-            _ if room.proc.source == ProcSource::ProcessesOnly => {
-                draft.weaken(Layer::Namespaces, "no limit on namespaces made inside: /proc shows processes only");
+            _ if room.proc.source == ProcSource::Outer => {
+                // Its /proc/sys is read-only in most containers, and the limits of namespaces stand there.
+                draft.weaken(Layer::Namespaces, "user namespaces can be made inside: /proc/sys is not ours to write");
             }
             Profile::Build | Profile::Fetch | Profile::Machines => {
                 draft.add(Stage::NamespaceLimits, Action::Allow { kind: Kind::User, most: own });

@@ -127,10 +127,17 @@ pub fn exit_now(code: i32) -> ! {
 }
 
 /// Every signal back to its default action, none blocked: a payload begins as a login shell's child would.
+///
+/// By the raw call: the C library refuses the two signals that it keeps for itself (32 and 33 in glibc), which its own posix_spawn(3)
+/// leaves ignored in whoever it starts.
 pub fn reset_signals() {
+    // struct sigaction of the kernel: handler (0 is SIG_DFL), flags, restorer, mask.
+    let default = [0u64; 4];
     for number in 1..=64 {
-        // SAFETY: SIG_DFL is a valid action; signals that cannot be changed (SIGKILL, SIGSTOP, the C library's own) answer EINVAL.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        let nothing: *const u64 = std::ptr::null();
+        // SAFETY: the kernel reads one structure, which is as large as its own on every architecture, and writes none; the signals that
+        // cannot be changed (SIGKILL, SIGSTOP) answer EINVAL.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), nothing, size_of::<u64>()) };
     }
     let _ = nix::sys::signal::SigSet::all().thread_unblock();
 }
