@@ -114,7 +114,7 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
         output_bytes: 0,
         buffer: vec![0; 16 * 1024],
     };
-    let watched = watch.to_the_end(&mut room);
+    let watched = watch.until_the_end(&mut room);
     let outcome = finish(plan, &mut room, watched);
     // A successful exec closed the other side without a word. Asked now, when it cannot block, and not while the room runs: the
     // answer would only wake us.
@@ -379,7 +379,7 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     /// Until the first process has ended and every byte that it left is handed on; why, and how many bytes there were.
-    fn to_the_end(mut self, room: &mut Processes) -> Result<(Stop, u64), Error> {
+    fn until_the_end(mut self, room: &mut Processes) -> Result<(Stop, u64), Error> {
         let mut stop = Stop::Itself;
         let raw = RawTerminal::enter(&self.pump);
         let mut ended = false;
