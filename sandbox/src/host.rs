@@ -137,8 +137,9 @@ impl Host {
             open_files_hard: sys::process::get_rlimit(libc::RLIMIT_NOFILE).ok().and_then(|(_, hard)| hard),
             kvm: if wanted.kvm { crate::kvm::probe(privileged) } else { Err(("not asked".into(), String::new())) },
             subordinate: if wanted.range && !privileged {
-                let user = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
-                Subordinate::find(user.as_deref().unwrap_or_default(), uid)
+                let number = uid.to_string();
+                let name = crate::ids::entry(&number).ok().flatten().map_or(number, |entry| entry.name);
+                Subordinate::find(&name, uid)
             } else {
                 Err("not asked".to_owned())
             },
@@ -189,7 +190,7 @@ pub fn run_directory() -> &'static Path {
 }
 
 /// Whether a kernel release is this version or newer; an unreadable one is old.
-fn at_least(release: &str, wanted: (u32, u32)) -> bool {
+pub(crate) fn at_least(release: &str, wanted: (u32, u32)) -> bool {
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= wanted)
 }

@@ -158,7 +158,8 @@ impl Subordinate {
         let read = |path: &str| std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
         let (uids, gids) = (read("/etc/subuid")?, read("/etc/subgid")?);
         let line = |text: &str, path: &str| {
-            Self::line(text, user, uid).ok_or_else(|| format!("{path} has no line with 65,536 ids for {user} or {uid}"))
+            Self::line(text, user, uid)
+                .ok_or_else(|| format!("{path} has no line with 65,536 ids for {user} (uid {uid})"))
         };
         let (uid, gid) = (line(&uids, "/etc/subuid")?, line(&gids, "/etc/subgid")?);
         Ok(Self { uid: uid.0, gid: gid.0, length: uid.1.min(gid.1) })
@@ -180,20 +181,59 @@ impl Subordinate {
 /// # Errors
 /// Words, when there is no such user.
 pub fn user(name: &str) -> Result<(u32, u32), String> {
-    let found = match name.parse() {
-        Ok(uid) => nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)),
-        Err(_) => nix::unistd::User::from_name(name),
-    };
-    match (found, name.parse()) {
-        (Ok(Some(user)), _) => Ok((user.uid.as_raw(), user.gid.as_raw())),
-        (Ok(None), Ok(number)) => Ok((number, number)),
-        (Ok(None), Err(_)) => Err(format!("there is no user {name}; getent passwd shows those there are")),
-        (Err(errno), _) => Err(format!("looking for the user {name}: {}", errno.desc())),
+    match (entry(name)?, name.parse()) {
+        (Some(entry), _) => Ok((entry.uid, entry.gid)),
+        (None, Ok(number)) => Ok((number, number)),
+        (None, Err(_)) => Err(format!("there is no user {name}; getent passwd shows those there are")),
     }
 }
 
-fn helper_path(name: &str) -> Option<PathBuf> {
-    ["/run/wrappers/bin", "/usr/bin", "/bin", "/usr/local/bin"]
+/// A line of the user database, passwd(5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UserEntry {
+    pub name: String,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl UserEntry {
+    /// The line for a user given by name or number.
+    fn find(table: &str, user: &str) -> Option<Self> {
+        table.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let (name, uid, gid) = (fields.next()?, fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+            (name == user || user.parse() == Ok(uid)).then(|| Self { name: name.to_owned(), uid, gid })
+        })
+    }
+}
+
+/// Looks a user up by name or number.
+///
+/// Not by getpwnam(3): the C library would load the modules that nsswitch.conf(5) names, and in a static program that ends in a crash
+/// where they are not of the very same build. Users who are not in the file are asked of getent(1), which is an ordinary program.
+///
+/// # Errors
+/// Words, when the database cannot be asked.
+pub(crate) fn entry(user: &str) -> Result<Option<UserEntry>, String> {
+    let file = "/etc/passwd";
+    match std::fs::read_to_string(file) {
+        Ok(table) if UserEntry::find(&table, user).is_some() => return Ok(UserEntry::find(&table, user)),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(format!("{file}: {error}")),
+    }
+    let Some(getent) = helper_path("getent") else { return Ok(None) };
+    // It takes what begins with a dash for an option, and no user's name does.
+    if user.is_empty() || user.starts_with('-') {
+        return Ok(None);
+    }
+    let output = std::process::Command::new(&getent).args(["passwd", user]).env_clear().output();
+    let output = output.map_err(|error| format!("{}: {error}", getent.display()))?;
+    Ok(UserEntry::find(&String::from_utf8_lossy(&output.stdout), user))
+}
+
+pub(crate) fn helper_path(name: &str) -> Option<PathBuf> {
+    ["/run/wrappers/bin", "/usr/bin", "/bin", "/usr/local/bin", "/run/current-system/sw/bin"]
         .into_iter()
         .map(|directory| Path::new(directory).join(name))
         .find(|path| path.exists())
@@ -263,6 +303,25 @@ mod tests {
         std::fs::set_permissions(&locks, std::fs::Permissions::from_mode(0o777)).unwrap();
         let pool = Pool { first: 5000, stride: 1, slots: 3, locks };
         assert_eq!(Reservation::take(1, &pool).unwrap_err().errno, Errno::EPERM);
+    }
+
+    #[test]
+    fn a_user_is_found_by_name_and_by_number() {
+        let table =
+            "root:x:0:0:root:/root:/bin/sh\nbroken\n1234:x:7:8::/:\nalice:x:1234:100:Alice:/home/alice:/bin/sh\n";
+        let found = |user| UserEntry::find(table, user).map(|entry| (entry.name, entry.uid, entry.gid));
+        assert_eq!(found("alice"), Some(("alice".into(), 1234, 100)));
+        assert_eq!(found("0"), Some(("root".into(), 0, 0)));
+        assert_eq!(found("bob"), None);
+        // A name of digits wins over a number that comes later, as the first line wins everywhere.
+        assert_eq!(found("1234"), Some(("1234".into(), 7, 8)));
+    }
+
+    #[test]
+    fn a_number_without_an_entry_is_a_user_and_a_name_is_not() {
+        assert_eq!(user("4123456789"), Ok((4_123_456_789, 4_123_456_789)));
+        assert!(user("no-such-user-here").unwrap_err().contains("no-such-user-here"));
+        assert!(user("-x").is_err());
     }
 
     #[test]

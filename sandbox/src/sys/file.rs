@@ -118,3 +118,11 @@ pub fn adopt_received(number: RawFd) -> OwnedFd {
     // SAFETY: the kernel has installed this descriptor for this message alone, and the caller takes each number once.
     unsafe { OwnedFd::from_raw_fd(number) }
 }
+
+/// Whether a file has an extended attribute of this name, whatever its value (getxattr(2)).
+pub fn has_attribute(path: &Path, name: &std::ffi::CStr) -> bool {
+    let Ok(path) = super::c_path(path) else { return false };
+    // SAFETY: both names are NUL-terminated and outlive the call; with a size of zero nothing is written.
+    let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) };
+    length > 0
+}
