@@ -24,6 +24,10 @@ pub fn for_step(step: &Step, errno: Errno) -> Option<String> {
         (Action::Root(root::Action::Bind { .. }), Errno::EACCES) => {
             "the room's user may not reach it: give it search permission on the way there, or start anchorhold as root"
         }
+        (Action::Root(_) | Action::Devices(_) | Action::Proc(_), Errno::EOPNOTSUPP) => {
+            "this kernel has no mount_setattr(2) (Linux 5.12), and without it a mount can be restricted only where it can be reached: unmount \
+             what covers another mount there, or use a newer kernel"
+        }
         (Action::Root(_), Errno::ENOSPC) => "the room's root is full: raise root.size",
         (_, Errno::ENOSPC | Errno::EDQUOT) => "there is no space left: free some",
         (_, Errno::EMFILE) => "raise the hard limit of open files (ulimit -Hn)",

@@ -22,10 +22,19 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal by `layer`.
+    /// A refusal by `layer`. What was asked may hold anything, and is shown as one line.
     pub fn new(layer: Layer, what: impl Into<String>, why: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { layer, what: what.into(), why: why.into(), fix: fix.into() }
+        Self { layer, what: one_line(what.into()), why: one_line(why.into()), fix: one_line(fix.into()) }
     }
+}
+
+/// With control characters spelled out: a newline in a path must not look like a message of its own.
+fn one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let spelled = |letter: char| if letter.is_control() { letter.escape_default().to_string() } else { letter.into() };
+    text.chars().map(spelled).collect()
 }
 
 impl fmt::Display for Refusal {

@@ -28,6 +28,8 @@ pub struct Host {
     pub memory: u64,
     /// Version of Landlock's interface, 0 for none.
     pub landlock: u32,
+    /// Whether there are open_tree(2), move_mount(2) and fsopen(2) (Linux 5.2).
+    pub open_tree: bool,
     /// Whether there is mount_setattr(2) (Linux 5.12).
     pub mount_setattr: bool,
     /// Why no user namespace can be made, and what to do about it.
@@ -128,6 +130,7 @@ impl Host {
             release,
             memory: memory(),
             landlock: sys::landlock::version(),
+            open_tree: sys::mount::has_open_tree(),
             mount_setattr: sys::mount::has_mount_setattr(),
             no_user_namespaces: no_user_namespaces(privileged),
             masked_proc: masked_proc(),
@@ -141,6 +144,42 @@ impl Host {
                 Err("not asked".to_owned())
             },
             ids,
+        }
+    }
+
+    /// A host that has all that a room can ask for but control groups, made up: what is planned for it is the same on every machine,
+    /// so that tests can pin plans and documents can show them.
+    pub fn made_up(privileged: bool) -> Self {
+        let (uid, gid) = if privileged { (0, 0) } else { (1000, 1000) };
+        let not_asked = "not asked".to_owned();
+        Self {
+            uid,
+            gid,
+            privileged,
+            kernel_root: KernelRoot::INITIAL,
+            release: "6.12.0".into(),
+            memory: 8 << 30,
+            landlock: 6,
+            open_tree: true,
+            mount_setattr: true,
+            no_user_namespaces: None,
+            masked_proc: None,
+            counts_processes_per_namespace: true,
+            cgroups: Err(not_asked.clone()),
+            way_out: Ok(WayOut::made_up(privileged)),
+            open_files_hard: Some(1 << 20),
+            kvm: Ok(Kvm { group_needed: privileged.then_some(104) }),
+            subordinate: if privileged {
+                Err(not_asked.clone())
+            } else {
+                Ok(Subordinate { uid: 100_000, gid: 200_000, length: crate::ids::RANGE_LENGTH })
+            },
+            ids: if privileged {
+                let (first, stride) = (crate::ids::FIRST_ID, crate::ids::RANGE_LENGTH);
+                Ok(Pool { first, stride, slots: 4096, locks: run_directory().join("ids") })
+            } else {
+                Err(not_asked)
+            },
         }
     }
 }

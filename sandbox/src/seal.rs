@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 use nix::unistd::Pid;
 use serde::Serialize;
@@ -116,6 +117,11 @@ impl<'a> MountLine<'a> {
     /// Whether it has a per-mount option.
     pub fn has(&self, option: &str) -> bool {
         self.options.split(',').any(|one| one == option)
+    }
+
+    /// The mount point as a path: a blank in it is no longer `\040`.
+    pub fn path(&self) -> PathBuf {
+        crate::sys::mount::unescape(self.point.as_bytes())
     }
 
     fn parse(line: &'a str) -> Option<Self> {

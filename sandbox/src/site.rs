@@ -102,6 +102,8 @@ pub struct Site<'a> {
     pub timings: Vec<(usize, u64)>,
     /// The process that a step of the supervisor is about.
     pub child: Option<Pid>,
+    /// The soft limit of open files before it was raised, `None` inside for no limit.
+    pub open_files_before: Option<Option<u64>>,
     /// Detached trees that were opened before ids were given up, by the plan's numbers.
     pub sources: Vec<Option<OwnedFd>>,
     /// Standard streams, before they are put in place.
@@ -137,6 +139,7 @@ impl<'a> Site<'a> {
             given_ids: None,
             timings: Vec::new(),
             child: None,
+            open_files_before: None,
             sources: Vec::new(),
             streams: Streams::default(),
             cgroup: None,

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use anchorhold_sandbox::layers::network::addresses::{self, Families};
 use anchorhold_sandbox::layers::network::pasta::{Pasta, PastaFound, RunAs, TunAccess, check};
 use anchorhold_sandbox::layers::network::policy::{Allow, HostAddress, MAX_ENTRIES, Policy, compile};
-use anchorhold_sandbox::layers::network::{interfaces, loopback_up, nftables, rtnetlink};
+use anchorhold_sandbox::layers::network::{loopback_up, nftables, rtnetlink};
 use anchorhold_sandbox::sys;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
@@ -144,6 +144,13 @@ fn world() -> Result<(), Failure> {
     dies_with_its_supervisor()?;
     println!("network_pasta: ok");
     Ok(())
+}
+
+/// Names of the interfaces in the network namespace of a process. proc_pid_net(5): two lines of headings, then `name: counters`.
+fn interfaces(pid: u32) -> std::io::Result<Vec<String>> {
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/dev"))?;
+    let lines = table.lines().skip(2).filter_map(|line| line.split_once(':'));
+    Ok(lines.map(|(name, _)| name.trim().to_owned()).collect())
 }
 
 /// Own namespaces with a device for interfaces and a name server's address; or why this machine cannot have them.

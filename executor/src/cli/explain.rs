@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
+use anchorhold_sandbox::Plan;
 use anchorhold_sandbox::outcome::exit_status;
 use anchorhold_sandbox::plan::Place;
-use anchorhold_sandbox::{Host, Plan};
 use clap::Args;
 
 use super::room_options::RoomOptions;
@@ -33,7 +33,7 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
         if room.process.program.as_os_str().is_empty() {
             room.process.program = "COMMAND".into();
         }
-        let host = Host::probe(options.room.wanted(&room));
+        let host = options.room.host(&room);
         Plan::compile(&room, &host).map_err(|refusal| refusal.to_string())
     });
     let plan = match plan {

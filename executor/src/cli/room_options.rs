@@ -3,12 +3,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anchorhold_sandbox::Layer;
 use anchorhold_sandbox::host::Wanted;
 use anchorhold_sandbox::layers::network::policy::{Allow, Prefix};
 use anchorhold_sandbox::quantity::{Duration, Size};
 use anchorhold_sandbox::room::{Entry, Network, NetworkMode, Output, Outside, ProcSource, Profile, Room, Stdin};
 use anchorhold_sandbox::text::Text;
+use anchorhold_sandbox::{Host, Layer};
 use clap::Args;
 
 /// The home directory of a room that is given none: nobody's on any host.
@@ -153,6 +153,10 @@ pub struct RoomOptions {
     #[arg(long, help_heading = "Process")]
     linux32: bool,
 
+    /// Restrict mounts as on a kernel before Linux 5.12, to see that it comes to the same
+    #[arg(long, hide = true)]
+    pretend_old_mount_api: bool,
+
     /// The command and its arguments
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -167,14 +171,16 @@ fn proc_source(word: &str) -> Result<ProcSource, String> {
 }
 
 impl RoomOptions {
-    /// What of the host the plan will depend on.
-    pub fn wanted(&self, room: &Room) -> Wanted {
-        Wanted {
+    /// What of the host the plan will depend on, asked.
+    pub fn host(&self, room: &Room) -> Host {
+        let mut host = Host::probe(Wanted {
             kvm: room.devices.kvm,
             range: room.identity.outside == Outside::Range,
             way_out: anchorhold_sandbox::layers::network::mode(room) == NetworkMode::Pasta,
             cgroups: anchorhold_sandbox::layers::cgroup::may_be_asked(&room.limits),
-        }
+        });
+        host.mount_setattr &= !self.pretend_old_mount_api;
+        host
     }
 
     /// The room.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anchorhold_sandbox::launcher::{Fault, Options, Sink, Stream};
 use anchorhold_sandbox::outcome::{End, exit_status};
-use anchorhold_sandbox::{Error, Host, Launcher, Outcome, Plan};
+use anchorhold_sandbox::{Error, Launcher, Outcome, Plan};
 use clap::Args;
 
 use super::room_options::RoomOptions;
@@ -77,7 +77,7 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
             return exit_code(exit_status::NOT_STARTED);
         }
     };
-    let host = Host::probe(options.room.wanted(&room));
+    let host = options.room.host(&room);
     let plan = match Plan::compile(&room, &host) {
         Ok(plan) => plan,
         Err(refusal) => {

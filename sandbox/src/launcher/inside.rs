@@ -161,3 +161,6 @@ impl Command {
         answer
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,7 +41,7 @@ const FORWARDED: [Signal; 7] = [
 pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome, Error> {
     let begun = Instant::now();
     let mut clock = Clock::new(options.timing);
-    let kernel = Kernel;
+    let kernel = Kernel::default();
     let no_pool = crate::ids::Pool { first: 0, stride: 0, slots: 0, locks: std::path::PathBuf::new() };
     let pool = plan.ids.clone().unwrap_or(no_pool);
     let held = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
@@ -280,7 +280,7 @@ fn read_back(
     seal::seal(plan, &view)
 }
 
-fn failure(plan: &Plan, number: usize, trouble: &Trouble) -> StepFailure {
+pub(super) fn failure(plan: &Plan, number: usize, trouble: &Trouble) -> StepFailure {
     let step = &plan.steps[number];
     StepFailure {
         step: number,

@@ -95,7 +95,11 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         draft.add(Stage::Devices, Action::Link { name, target });
     }
     draft.add(Stage::Devices, Action::Terminals);
-    draft.add(Stage::Devices, Action::SharedMemory { size: room.devices.shm_size.bytes(host.memory) });
+    let size = room.devices.shm_size.bytes(host.memory);
+    if size == 0 {
+        return Err(Refusal::new(Layer::Devices, "shm-size = 0", super::root::NO_BOUND, "give a size such as 64M"));
+    }
+    draft.add(Stage::Devices, Action::SharedMemory { size });
     Ok(())
 }
 

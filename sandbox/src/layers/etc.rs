@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::plan::{Draft, Stage};
 use crate::room::Room;
 use crate::seal::{Finding, View};
-use crate::site::{Outcome, Site};
+use crate::site::{Outcome, Site, check_room_path};
 use crate::sys::MountFlags;
 
 /// The steps.
@@ -49,6 +49,23 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
             ));
         }
     }
+    let home = &room.identity.home;
+    let no_home = match check_room_path(home) {
+        Err(why) => Some(why),
+        Ok(()) if home.as_os_str().as_encoded_bytes().contains(&b':') => Some("a colon ends a field of /etc/passwd"),
+        Ok(()) => None,
+    };
+    if let Some(why) = no_home {
+        return Err(Refusal::new(Layer::Etc, format!("home directory {home:?}"), why, "choose another one"));
+    }
+    if let Some(line) = room.etc.hosts.iter().find(|line| line.contains(['\n', '\0'])) {
+        return Err(Refusal::new(
+            Layer::Etc,
+            format!("the line {line:?} of /etc/hosts"),
+            "it has a newline or a NUL in it",
+            "give each line by itself",
+        ));
+    }
     if !room.has(Layer::Etc) {
         draft.add(Stage::Tree, Action::HostEtc);
         return Ok(());
@@ -77,6 +94,15 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         files.push(("resolv.conf", resolv_conf));
     }
     for (name, text) in files {
+        let path = PathBuf::from("/etc").join(name);
+        if room.mounts.iter().any(|entry| entry.inside() == path) {
+            return Err(Refusal::new(
+                Layer::Etc,
+                format!("mount point {}", path.display()),
+                "the generated one stands there",
+                "leave it out, or have no generated /etc with --without etc",
+            ));
+        }
         draft.add(Stage::Tree, Action::File { name, text });
     }
     Ok(())

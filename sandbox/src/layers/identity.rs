@@ -149,6 +149,18 @@ impl fmt::Display for Action {
 
 pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Refusal> {
     let identity = &room.identity;
+    let mut named = vec![identity.uid, identity.gid];
+    if let Outside::User { uid, gid } = identity.outside {
+        named.extend([uid, gid]);
+    }
+    if named.contains(&NO_ID) {
+        return Err(Refusal::new(
+            Layer::Identity,
+            format!("the id {NO_ID}"),
+            "for the kernel it is no id: setresuid(2) takes it for \"leave it as it is\"",
+            "name another one",
+        ));
+    }
     let ids = choose(room, host)?;
     let (inside_uid, inside_gid) = (identity.uid, identity.gid);
     let range = match ids {
@@ -195,9 +207,13 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
     Ok(())
 }
 
+/// (uid_t) -1.
+const NO_ID: u32 = u32::MAX;
+
 /// Which kernel ids a room gets on this host.
 fn choose(room: &Room, host: &Host) -> Result<Ids, Refusal> {
     let refuse = |what: &str, why: &str, fix: &str| Err(Refusal::new(Layer::Identity, what, why, fix));
+    let holds = |first: u32, id: u32| (first..first.saturating_add(RANGE_LENGTH)).contains(&id);
     match room.identity.outside {
         Outside::User { uid, gid } => {
             if uid == host.kernel_root.uid || gid == host.kernel_root.gid || uid == 0 || gid == 0 {
@@ -228,6 +244,11 @@ fn choose(room: &Room, host: &Host) -> Result<Ids, Refusal> {
         ),
         Outside::Auto => Ok(Ids::Own { uid: host.uid, gid: host.gid }),
         Outside::Range => match &host.subordinate {
+            Ok(found) if holds(found.uid, host.kernel_root.uid) || holds(found.gid, host.kernel_root.gid) => refuse(
+                "a range of ids",
+                "the caller's subordinate ids hold the kernel's uid 0 or gid 0, and no id of a room is ever one of these",
+                "give this user other ids in /etc/subuid and /etc/subgid",
+            ),
             Ok(found) => {
                 Ok(Ids::Subordinate { uid: found.uid, gid: found.gid, length: found.length.min(RANGE_LENGTH) })
             }

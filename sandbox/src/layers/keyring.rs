@@ -40,7 +40,7 @@ pub(super) fn apply(Action::Join: &Action, site: &mut Site<'_>) -> Outcome {
         Err(nix::errno::Errno::ENOSYS) => site.note(Layer::Keyring, "none", "the kernel has no keyrings"),
         Err(errno) => return Err(errno.into()),
         Ok(()) => {
-            let serial = crate::sys::process::session_keyring()?;
+            let serial = site.sys.session_keyring()?;
             site.note(Layer::Keyring, "session", serial.to_string());
         }
     }

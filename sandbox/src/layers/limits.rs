@@ -90,6 +90,7 @@ fn wanted(limits: &Limits, memory: u64) -> Vec<(Resource, u64)> {
 
 pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Refusal> {
     let limits = &room.limits;
+    refuse_impossible(limits, host.memory)?;
     let asked_of_processes = limits.open_files.is_some()
         || limits.file_size.is_some()
         || limits.address_space.is_some()
@@ -132,9 +133,29 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
     Ok(())
 }
 
+/// Figures that no kernel could keep, whichever layer they are for.
+fn refuse_impossible(limits: &Limits, memory: u64) -> Result<(), Refusal> {
+    let refuse = |what: String, why: &str, fix: &str| Err(Refusal::new(Layer::Limits, what, why, fix));
+    for (name, weight) in [("cpu-weight", limits.cpu_weight), ("io-weight", limits.io_weight)] {
+        if let Some(weight) = weight
+            && !(1..=10_000).contains(&weight)
+        {
+            return refuse(
+                format!("{name} = {weight}"),
+                "a weight is a number from 1 to 10000",
+                "choose one; 100 is usual",
+            );
+        }
+    }
+    if limits.memory.is_some_and(|size| size.bytes(memory) == 0) {
+        return refuse("memory = 0".into(), "no process fits into it", "give a size such as 512M");
+    }
+    Ok(())
+}
+
 pub(super) fn apply(Action::Set { resource, most }: &Action, site: &mut Site<'_>) -> Outcome {
     // A hard limit cannot be raised: where the caller's own is lower already, that is the stricter one and stays.
-    let (_, hard) = crate::sys::process::get_rlimit(resource.number())?;
+    let hard = site.sys.hard_limit(resource.number())?;
     let most = hard.map_or(*most, |hard| hard.min(*most));
     site.sys.set_rlimit(resource.number(), Some(most), Some(most))?;
     Ok(())

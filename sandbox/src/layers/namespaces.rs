@@ -126,6 +126,19 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         ));
     }
 
+    // The kernel's __NEW_UTS_LEN.
+    const LONGEST_NAME: usize = 64;
+    for (what, name) in [("host name", &room.names.host), ("domain name", &room.names.domain)] {
+        if name.len() > LONGEST_NAME || name.contains(char::is_control) {
+            return Err(Refusal::new(
+                Layer::Namespaces,
+                format!("{what} {name:?}"),
+                format!("a name of a machine has at most {LONGEST_NAME} bytes and no control characters"),
+                "choose another name",
+            ));
+        }
+    }
+
     // These two act on the next child, so they come before the first process of the room is born.
     let mut early = vec![Kind::User];
     if whole {

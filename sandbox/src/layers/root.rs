@@ -1,7 +1,8 @@
 //! The tree: a small read-only tmpfs as the root, and in it exactly what the room was given, each mount with its restrictions.
 //!
 //! Trees of the host are cloned detached (open_tree(2)), restricted while nobody can reach them (mount_setattr(2)), and only then attached
-//! (move_mount(2)): there is no moment at which a mount is visible with less than its restrictions.
+//! (move_mount(2)): there is no moment at which a mount is visible with less than its restrictions. Before Linux 5.12 there
+//! is one, in which nobody looks: see [`crate::sys::one_by_one`].
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +18,7 @@ use crate::error::Refusal;
 use crate::host::Host;
 use crate::plan::{Draft, Stage};
 use crate::room::{Entry, Room};
-use crate::seal::{Finding, View};
+use crate::seal::{Finding, MountLine, View};
 use crate::site::{Outcome, Site, Trouble, check_room_path};
 use crate::sys::{MountFlags, Propagation};
 
@@ -35,6 +36,10 @@ pub enum Source {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
+    /// Raises the soft limit of open files, as each source is held by a descriptor.
+    RaiseOpenFiles,
+    /// Sets it back, for the payload.
+    LowerOpenFiles,
     /// A detached clone of a host path, taken while the caller's ids are still held.
     Open {
         /// Where it is kept.
@@ -44,6 +49,8 @@ pub enum Action {
         /// Whether it may be missing.
         optional: bool,
     },
+    /// Has mounts restricted after they are attached, each by itself, for want of mount_setattr(2).
+    RestrictOneByOne,
     /// The tmpfs that becomes the root.
     NewRoot {
         /// Its bound in bytes.
@@ -92,7 +99,10 @@ pub enum Action {
         target: PathBuf,
     },
     /// Makes the root tmpfs itself read-only.
-    SealRoot,
+    SealRoot {
+        /// Its restrictions.
+        flags: MountFlags,
+    },
     /// pivot_root(2).
     Pivot,
     /// Unmounts the old root.
@@ -102,6 +112,8 @@ pub enum Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::RaiseOpenFiles => f.write_str("raise the soft limit of open files to the hard one, to hold the sources"),
+            Self::LowerOpenFiles => f.write_str("set the soft limit of open files back"),
             Self::Open { path, optional, .. } => {
                 write!(
                     f,
@@ -110,6 +122,9 @@ impl fmt::Display for Action {
                     if *optional { ", if it is there" } else { "" }
                 )
             }
+            Self::RestrictOneByOne => f.write_str(
+                "restrict each mount by itself from here on, once it is attached, and read it back: there is no mount_setattr(2)",
+            ),
             Self::NewRoot { size } => write!(f, "mount a tmpfs of {size} bytes as the new root"),
             Self::Bind { outside, inside, flags, optional, .. } => {
                 write!(f, "bind {} at {} ({})", outside.display(), inside.display(), flags.words().join(","))?;
@@ -126,18 +141,31 @@ impl fmt::Display for Action {
             Self::Directory(inside) => write!(f, "make the directory {}", inside.display()),
             Self::File { inside, mode, .. } => write!(f, "write {} (mode {mode:04o})", inside.display()),
             Self::Symlink { inside, target } => write!(f, "link {} -> {}", inside.display(), target.display()),
-            Self::SealRoot => f.write_str("make the root read-only"),
+            Self::SealRoot { flags } => write!(f, "make the root read-only ({})", flags.words().join(",")),
             Self::Pivot => f.write_str("pivot_root into it"),
             Self::DetachOldRoot => f.write_str("detach the old root"),
         }
     }
 }
 
+/// More sources than this are not held within the usual soft limit of 1,024 descriptors, beside others.
+const MANY_SOURCES: usize = 500;
+
+/// tmpfs(5).
+pub(super) const NO_BOUND: &str = "for a tmpfs it means that there is no bound";
+
 /// Places that the room makes itself; an entry there would undo a protection.
 const OWN_PLACES: [&str; 2] = ["/proc", "/dev"];
 
 pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Refusal> {
     let refuse = |what: String, why: &str, fix: &str| Err(Refusal::new(Layer::Root, what, why, fix));
+    if !host.open_tree {
+        return refuse(
+            "mounts by descriptor".into(),
+            "there are no open_tree(2), move_mount(2) and fsopen(2) here (Linux 5.2)",
+            "use a newer kernel, or let the system call filter of the container around us pass them",
+        );
+    }
     let mut entries: Vec<&Entry> = room.mounts.iter().collect();
     // Outer before inner: a parent path sorts before what is below it.
     entries.sort_by(|a, b| a.inside().cmp(b.inside()));
@@ -163,6 +191,14 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
                 "mount single files below it, or leave the layer out with --without etc",
             );
         }
+        if let Entry::Tmpfs { size, mode, .. } = entry {
+            if size.bytes(host.memory) == 0 {
+                return refuse(format!("size = 0 of {}", inside.display()), NO_BOUND, "give a size such as 512M");
+            }
+            if *mode > 0o7777 {
+                return refuse(format!("mode {mode:o} of {}", inside.display()), "it is more than 7777", "correct it");
+            }
+        }
         if let Entry::Bind { outside: Some(outside), .. } = entry
             && let Err(why) = check_room_path(outside)
         {
@@ -177,8 +213,20 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         );
     }
 
+    if room.root.size.bytes(host.memory) == 0 {
+        return refuse("size = 0 of the root".into(), NO_BOUND, "give a size such as 16M");
+    }
+
     let restrict = |flags: MountFlags| if room.has(Layer::Root) { flags } else { MountFlags::default() };
+    if !host.mount_setattr {
+        draft.add(Stage::NewRoot, Action::RestrictOneByOne);
+    }
     draft.add(Stage::NewRoot, Action::NewRoot { size: room.root.size.bytes(host.memory) });
+    let sources = entries.iter().filter(|entry| matches!(entry, Entry::Bind { .. })).count();
+    if host.privileged && sources > MANY_SOURCES {
+        draft.add(Stage::OpenSources, Action::RaiseOpenFiles);
+        draft.add(Stage::Limits, Action::LowerOpenFiles);
+    }
     let mut opened = 0;
     for entry in entries {
         let step = match entry.clone() {
@@ -209,7 +257,10 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         draft.add(Stage::Tree, step);
     }
     if room.has(Layer::Root) {
-        draft.add(Stage::Seal, Action::SealRoot);
+        // Nothing in it executes, unless a generated file is there to.
+        let executes = room.mounts.iter().any(|entry| matches!(entry, Entry::File { executable: true, .. }));
+        let flags = if executes { MountFlags::READ_ONLY } else { MountFlags::SEALED };
+        draft.add(Stage::Seal, Action::SealRoot { flags });
     }
     draft.add(Stage::Pivot, Action::Pivot);
     draft.add(Stage::Pivot, Action::DetachOldRoot);
@@ -218,11 +269,19 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
 
 pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
     match action {
+        Action::RaiseOpenFiles => site.open_files_before = Some(site.sys.raise_open_files()?),
+        Action::LowerOpenFiles => {
+            if let Some(before) = site.open_files_before {
+                let hard = site.sys.hard_limit(libc::RLIMIT_NOFILE)?;
+                site.sys.set_rlimit(libc::RLIMIT_NOFILE, before, hard)?;
+            }
+        }
         Action::Open { number, path, optional } => {
             debug_assert_eq!(*number, site.sources.len(), "sources are opened in the plan's order");
             let tree = open(site, path, *optional)?;
             site.sources.push(tree);
         }
+        Action::RestrictOneByOne => site.sys.restrict_one_by_one()?,
         Action::NewRoot { size } => {
             let options = [("size", size.to_string()), ("mode", "0755".into()), ("nr_inodes", "65536".into())];
             let options: Vec<_> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
@@ -251,9 +310,9 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
         Action::Directory(inside) => site.make_directory(inside)?,
         Action::File { inside, text, mode } => site.create_file(inside, text.as_bytes(), *mode)?,
         Action::Symlink { inside, target } => site.make_symlink(inside, target)?,
-        Action::SealRoot => {
+        Action::SealRoot { flags } => {
             let root = site.root()?;
-            site.sys.mount_setattr(root.as_fd(), MountFlags::SEALED, None, false)?;
+            site.sys.mount_setattr(root.as_fd(), *flags, None, false)?;
         }
         Action::Pivot => {
             site.sys.fchdir(site.root()?.as_fd())?;
@@ -297,10 +356,13 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     if view.mounts.is_empty() {
         finding.wrong("the room has no mount table");
     }
-    let writable = |point: &str| {
+    // The table is read as text, in which other bytes are replaced, so paths are compared as such text.
+    let as_text = |path: &Path| PathBuf::from(path.to_string_lossy().into_owned());
+    let writable = |mount: &MountLine<'_>| {
+        let point = as_text(&mount.path());
         room.mounts.iter().any(|entry| match entry {
-            Entry::Bind { inside, writable, .. } => *writable && Path::new(point).starts_with(inside),
-            Entry::Tmpfs { inside, .. } => Path::new(point) == inside,
+            Entry::Bind { inside, writable, .. } => *writable && point.starts_with(as_text(inside)),
+            Entry::Tmpfs { inside, .. } => point == as_text(inside),
             _ => false,
         })
     };
@@ -320,10 +382,10 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
         if !mount.has("nodev") {
             finding.wrong(format!("{point} is without nodev"));
         }
-        match (mount.has("ro"), writable(point)) {
-            (true, _) => read_only += 1,
-            (false, true) => {}
-            (false, false) => finding.wrong(format!("{point} is writable")),
+        if mount.has("ro") {
+            read_only += 1;
+        } else if !writable(mount) {
+            finding.wrong(format!("{point} is writable"));
         }
     }
     finding.fact("mounts", view.mounts.len().to_string());

@@ -74,7 +74,8 @@ pub fn read_proc(path: impl AsRef<Path>) -> std::io::Result<String> {
         }
     }
     bytes.truncate(length);
-    String::from_utf8(bytes).map_err(std::io::Error::other)
+    // A path in a mount table need not be UTF-8.
+    Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
 /// See [`super::Sys::device_number`].

@@ -11,9 +11,13 @@ pub mod file;
 pub mod landlock;
 pub mod mount;
 pub mod network;
+pub mod one_by_one;
 pub mod process;
+#[cfg(test)]
+pub mod recorder;
 pub mod seccomp;
 
+use std::cell::OnceCell;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -42,6 +46,8 @@ pub trait Sys {
     /// open_tree(2) with `OPEN_TREE_CLONE`: a detached copy of the mount at `path` (not following a final link), with what
     /// is mounted below it when `recursive`. Linux 5.2.
     fn open_tree(&self, dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<OwnedFd>;
+    /// From now on, restricts mounts without mount_setattr(2): see [`one_by_one`].
+    fn restrict_one_by_one(&self) -> Result<()>;
     /// mount_setattr(2) on the mount at `fd`. Linux 5.12.
     fn mount_setattr(
         &self,
@@ -54,8 +60,6 @@ pub trait Sys {
     fn move_mount(&self, mount: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &Path) -> Result<()>;
     /// fsopen(2), fsconfig(2), fsmount(2): a new, detached instance of a file system. Linux 5.2.
     fn new_filesystem(&self, kind: &str, options: &[(&str, &str)], flags: MountFlags) -> Result<OwnedFd>;
-    /// mount(2), the classic call, for kernels before 5.12.
-    fn mount(&self, source: &Path, target: &Path, kind: Option<&str>, flags: u64, data: Option<&str>) -> Result<()>;
     /// mount(2) with `MS_BIND`: the source's own restrictions are inherited.
     fn bind(&self, source: &Path, target: &Path) -> Result<()>;
     /// pivot_root(2) of the current directory over itself: the old root ends up mounted on top of the new one.
@@ -88,10 +92,13 @@ pub trait Sys {
     fn set_personality(&self, persona: u64) -> Result<()>;
     /// umask(2).
     fn set_umask(&self, mask: u32) -> Result<()>;
+    /// getrlimit(2): the hard limit, by the kernel's resource number; `None` is `RLIM_INFINITY`.
+    fn hard_limit(&self, resource: u32) -> Result<Option<u64>>;
     /// setrlimit(2), by the kernel's resource number; `None` is `RLIM_INFINITY`.
     fn set_rlimit(&self, resource: u32, soft: Option<u64>, hard: Option<u64>) -> Result<()>;
-    /// Raises the soft limit of open files to the hard one, so that a thousand detached mounts can be held at once.
-    fn raise_open_files(&self) -> Result<()>;
+    /// Raises the soft limit of open files to the hard one, so that a thousand detached mounts can be held at once; the
+    /// soft limit before.
+    fn raise_open_files(&self) -> Result<Option<u64>>;
 
     /// setgroups(2).
     fn set_groups(&self, groups: &[u32]) -> Result<()>;
@@ -102,6 +109,8 @@ pub trait Sys {
     fn new_session(&self) -> Result<()>;
     /// keyctl(2) `KEYCTL_JOIN_SESSION_KEYRING` with no name: a fresh, anonymous session keyring.
     fn new_session_keyring(&self) -> Result<()>;
+    /// keyctl(2) `KEYCTL_GET_KEYRING_ID`: the serial number of the session keyring.
+    fn session_keyring(&self) -> Result<i64>;
     /// Puts `fd` on the standard stream `number` (dup2).
     fn set_standard_stream(&self, fd: BorrowedFd<'_>, number: i32) -> Result<()>;
     /// Makes standard input the controlling terminal (`TIOCSCTTY`).
@@ -137,8 +146,11 @@ pub trait Sys {
 }
 
 /// The running kernel.
-#[derive(Debug, Default, Clone, Copy)]
-pub struct Kernel;
+#[derive(Debug, Default)]
+pub struct Kernel {
+    /// In the place of mount_setattr(2), when a plan says so.
+    one_by_one: OnceCell<one_by_one::OneByOne>,
+}
 
 impl Sys for Kernel {
     fn unshare(&self, namespaces: CloneFlags) -> Result<()> {
@@ -149,6 +161,11 @@ impl Sys for Kernel {
         mount::open_tree(dir, path, recursive)
     }
 
+    fn restrict_one_by_one(&self) -> Result<()> {
+        self.one_by_one.get_or_init(Default::default);
+        Ok(())
+    }
+
     fn mount_setattr(
         &self,
         fd: BorrowedFd<'_>,
@@ -156,19 +173,19 @@ impl Sys for Kernel {
         propagation: Option<Propagation>,
         recursive: bool,
     ) -> Result<()> {
-        mount::mount_setattr(fd, set, propagation, recursive)
+        match self.one_by_one.get() {
+            Some(one_by_one) => one_by_one.mount_setattr(fd, set, propagation, recursive),
+            None => mount::mount_setattr(fd, set, propagation, recursive),
+        }
     }
 
     fn move_mount(&self, mount: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &Path) -> Result<()> {
-        mount::move_mount(mount, dir, name)
+        mount::move_mount(mount, dir, name)?;
+        self.one_by_one.get().map_or(Ok(()), |one_by_one| one_by_one.attached(mount))
     }
 
     fn new_filesystem(&self, kind: &str, options: &[(&str, &str)], flags: MountFlags) -> Result<OwnedFd> {
         mount::new_filesystem(kind, options, flags)
-    }
-
-    fn mount(&self, source: &Path, target: &Path, kind: Option<&str>, flags: u64, data: Option<&str>) -> Result<()> {
-        nix::mount::mount(Some(source), target, kind, nix::mount::MsFlags::from_bits_retain(flags), data)
     }
 
     fn bind(&self, source: &Path, target: &Path) -> Result<()> {
@@ -232,13 +249,18 @@ impl Sys for Kernel {
         Ok(())
     }
 
+    fn hard_limit(&self, resource: u32) -> Result<Option<u64>> {
+        process::get_rlimit(resource).map(|(_, hard)| hard)
+    }
+
     fn set_rlimit(&self, resource: u32, soft: Option<u64>, hard: Option<u64>) -> Result<()> {
         process::set_rlimit(resource, soft, hard)
     }
 
-    fn raise_open_files(&self) -> Result<()> {
-        let (_, hard) = process::get_rlimit(libc::RLIMIT_NOFILE)?;
-        process::set_rlimit(libc::RLIMIT_NOFILE, hard, hard)
+    fn raise_open_files(&self) -> Result<Option<u64>> {
+        let (soft, hard) = process::get_rlimit(libc::RLIMIT_NOFILE)?;
+        process::set_rlimit(libc::RLIMIT_NOFILE, hard, hard)?;
+        Ok(soft)
     }
 
     fn set_groups(&self, groups: &[u32]) -> Result<()> {
@@ -256,6 +278,10 @@ impl Sys for Kernel {
 
     fn new_session_keyring(&self) -> Result<()> {
         process::new_session_keyring()
+    }
+
+    fn session_keyring(&self) -> Result<i64> {
+        process::session_keyring()
     }
 
     fn set_standard_stream(&self, fd: BorrowedFd<'_>, number: i32) -> Result<()> {

@@ -1,8 +1,10 @@
 //! The mount calls of Linux 5.2 and 5.12, which crate `nix` does not have: open_tree(2), move_mount(2), mount_setattr(2), and fsopen(2)
 //! with its kin.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -114,6 +116,13 @@ pub fn mount_setattr(
     Errno::result(answer).map(drop)
 }
 
+/// Whether this kernel has open_tree(2), and with it move_mount(2) and fsopen(2), which came together; asked with a flag that there is not.
+pub fn has_open_tree() -> bool {
+    // SAFETY: the path is a literal, and the kernel refuses the flags before it reads it.
+    let answer = unsafe { libc::syscall(libc::SYS_open_tree, -1, c"".as_ptr(), libc::c_uint::MAX) };
+    Errno::result(answer) == Err(Errno::EINVAL)
+}
+
 /// Whether this kernel has mount_setattr(2); asked with a descriptor that cannot exist.
 pub fn has_mount_setattr() -> bool {
     // SAFETY: no pointer is read: the kernel refuses the size of zero before anything else.
@@ -192,4 +201,36 @@ fn owned(answer: libc::c_long) -> Result<OwnedFd> {
     let fd = Errno::result(answer)?;
     // SAFETY: the kernel has just returned this descriptor to us and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// A path as mountinfo has it: blanks, tabs, newlines and backslashes as three octal digits.
+pub fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        (bytes, rest) = match (byte, tail) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..]) => {
+                bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                (bytes, tail)
+            }
+            _ => {
+                bytes.push(byte);
+                (bytes, tail)
+            }
+        };
+    }
+    OsString::from_vec(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn escapes_are_octal() {
+        assert_eq!(unescape(b"/a\\040b\\134c\\9\\01"), Path::new("/a b\\c\\9\\01"));
+        assert_eq!(unescape(b"/\\377").as_os_str().as_bytes(), b"/\xff");
+    }
 }

@@ -56,6 +56,26 @@ impl WayOut {
         let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         Ok(Self { pasta, families, addresses, resolv_conf })
     }
+
+    /// A made-up one, see [`Host::made_up`]: both versions of IP, one address, a resolver, today's pasta.
+    pub(crate) fn made_up(privileged: bool) -> Self {
+        use super::pasta::{RunAs, TunAccess};
+        Self {
+            pasta: PastaFound {
+                program: "/usr/bin/pasta".into(),
+                version: "pasta 2025_09_19".into(),
+                options: ["--map-host-loopback", "--map-guest-addr"].map(str::to_owned).into(),
+                tun: TunAccess::Host,
+                run_as: if privileged { RunAs::User { uid: 65534, gid: 65534 } } else { RunAs::Myself },
+            },
+            families: Families { v4: true, v6: true },
+            addresses: vec![HostAddress {
+                address: std::net::Ipv4Addr::new(198, 51, 100, 7).into(),
+                prefix_length: 24,
+            }],
+            resolv_conf: "nameserver 198.51.100.1\n".into(),
+        }
+    }
 }
 
 /// The steps.
