@@ -126,7 +126,7 @@ fn each_profile_started_as_root_and_as_a_user() {
 #[test]
 fn what_each_wish_changes() {
     type Change = fn(&mut Room, &mut Host);
-    let changes: [(&str, Change); 12] = [
+    let changes: [(&str, Change); 14] = [
         ("kvm granted", |room, _| room.devices.kvm = true),
         ("kvm granted, which everybody may open", |room, host| {
             room.devices.kvm = true;
@@ -166,6 +166,10 @@ fn what_each_wish_changes() {
             limits.address_space = Some(anchorhold_sandbox::quantity::Size::mebibytes(4096));
             limits.process_time = Some(anchorhold_sandbox::quantity::Duration(1500));
         }),
+        ("a generated program", |room, _| {
+            room.mounts.push(Entry::File { inside: "/init".into(), text: "#!/bin/sh\n".into(), executable: true });
+        }),
+        ("a kernel before 5.12", |_, host| host.mount_setattr = false),
         ("the first Landlock, without scopes", |_, host| host.landlock = 1),
     ];
     for (who, privileged) in [("root", true), ("user", false)] {
@@ -191,6 +195,40 @@ fn what_leaving_out_each_layer_changes() {
         write!(text, "\nwithout {layer}:\n{}", difference(&ordinary, &in_words(&room, &host))).unwrap();
     }
     golden("without.txt", &text);
+}
+
+/// Where control groups are is asked while planning: here of plain files that look like the kernel's.
+#[test]
+fn limits_of_the_whole_room_are_a_control_groups() {
+    use anchorhold_sandbox::layers::cgroup::{Hierarchy, Layout, Version};
+    let tree = tempfile::tempdir().unwrap();
+    let own = tree.path().join("own");
+    std::fs::create_dir(&own).unwrap();
+    for (file, text) in [
+        ("cgroup.controllers", "cpu io memory pids\n"),
+        ("cgroup.subtree_control", "cpu io memory pids\n"),
+        ("cgroup.procs", ""),
+        ("cgroup.type", "domain\n"),
+    ] {
+        std::fs::write(own.join(file), text).unwrap();
+    }
+    let unified = Hierarchy {
+        version: Version::V2,
+        controllers: Default::default(),
+        own: "/own".into(),
+        directory: Ok(own),
+        mount_point: Some(tree.path().to_owned()),
+    };
+    let host = Host { cgroups: Ok(Layout { unified: Some(unified), legacy: Vec::new() }), ..Host::made_up(false) };
+    let mut limited = room(Profile::Build);
+    let limits = &mut limited.limits;
+    limits.memory = Some(anchorhold_sandbox::quantity::Size::mebibytes(512));
+    limits.cpu = Some(1.5);
+    (limits.cpu_weight, limits.io_weight, limits.pids) = (Some(50), Some(200), Some(100));
+    let ordinary = in_words(&room(Profile::Build), &Host::made_up(false));
+    let changed = difference(&ordinary, &in_words(&limited, &host));
+    let changed = changed.replace(tree.path().to_str().unwrap(), "/sys/fs/cgroup");
+    golden("limits.txt", &format!("Lines that go (-) and come (+) against build-as-user.txt.\n\n{changed}"));
 }
 
 /// A nested room on a kernel without Landlock's scopes has nothing of it left, and says so.

@@ -140,40 +140,13 @@ fn map_helper() -> Option<(PathBuf, bool)> {
 impl Facts {
     /// A machine on which everything works.
     pub fn healthy() -> Self {
-        use crate::host::Kvm;
-        use crate::layers::network::WayOut;
-        use crate::layers::network::addresses::Families;
-        use crate::layers::network::pasta::{PastaFound, RunAs, TunAccess};
         let works = |kind| (kind, Ok(()));
         Self {
             host: Host {
-                uid: 1000,
-                gid: 1000,
-                privileged: false,
                 release: "7.2.0".into(),
-                memory: 1 << 33,
                 landlock: 9,
-                mount_setattr: true,
-                no_user_namespaces: None,
-                masked_proc: None,
-                counts_processes_per_namespace: true,
                 cgroups: Ok(crate::layers::cgroup::Layout::default()),
-                way_out: Ok(WayOut {
-                    pasta: PastaFound {
-                        program: "/usr/bin/pasta".into(),
-                        version: "pasta 1".into(),
-                        options: std::collections::BTreeSet::new(),
-                        tun: TunAccess::Host,
-                        run_as: RunAs::Myself,
-                    },
-                    families: Families { v4: true, v6: true },
-                    addresses: Vec::new(),
-                    resolv_conf: String::new(),
-                }),
-                open_files_hard: None,
-                kvm: Ok(Kvm { group_needed: None }),
-                subordinate: Ok(crate::ids::Subordinate { uid: 100_000, gid: 100_000, length: 65_536 }),
-                ids: Err("not asked".into()),
+                ..Host::made_up(false)
             },
             program: "/usr/bin/anchorhold".into(),
             answers: Answers {

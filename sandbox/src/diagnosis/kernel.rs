@@ -17,13 +17,23 @@ fn mounts(facts: &Facts) -> Diagnosis {
     if facts.host.mount_setattr {
         return row(Verdict::Works, "mount_setattr(2) is there (Linux 5.12)".into());
     }
+    let release = &facts.host.release;
+    if facts.host.open_tree {
+        return row(
+            Verdict::Info,
+            format!(
+                "mount_setattr(2) answers {}, the kernel is {release}: each mount is restricted by itself and read back, which takes \
+                 longer where there are many",
+                say(Errno::ENOSYS)
+            ),
+        );
+    }
     let fix = if facts.around.filters > 0 {
         container_fix(facts)
     } else {
-        "use Linux 5.12 or newer: before, a tree could not be made read-only before anybody saw it".into()
+        "use Linux 5.2 or newer: before, a tree could not be taken without a path".into()
     };
-    let answer = format!("mount_setattr(2) answers {}, the kernel is {}", say(Errno::ENOSYS), facts.host.release);
-    row(Verdict::Missing, answer).fix(fix)
+    row(Verdict::Missing, format!("open_tree(2) is not there, the kernel is {release}")).fix(fix)
 }
 
 fn keyring(facts: &Facts) -> Diagnosis {
@@ -59,14 +69,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_before_5_12_cannot_hold_a_room() {
+    fn a_kernel_before_5_12_goes_the_longer_way_and_one_before_5_2_cannot_hold_a_room() {
         let mut facts = Facts::healthy();
         facts.host.mount_setattr = false;
         facts.host.release = "5.10.0".into();
         let row = mounts(&facts);
-        assert_eq!(row.verdict, Verdict::Missing);
+        assert_eq!(row.verdict, Verdict::Info);
         assert!(row.found.contains("ENOSYS") && row.found.contains("5.10.0"), "{}", row.found);
-        assert!(row.fix.unwrap().contains("5.12"));
+        facts.host.open_tree = false;
+        facts.host.release = "4.19.0".into();
+        let row = mounts(&facts);
+        assert_eq!(row.verdict, Verdict::Missing);
+        assert!(row.found.contains("4.19.0") && row.fix.unwrap().contains("5.2"), "{}", row.found);
         // The same answer may be a filter's.
         facts.around.filters = 1;
         assert!(mounts(&facts).fix.unwrap().contains("filter"));

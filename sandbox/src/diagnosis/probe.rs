@@ -54,7 +54,7 @@ impl Answers {
         let of_namespaces = attempts(4 + OTHER_KINDS.len(), |answers| {
             let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
             let (mut raised, mut ruled) = (answers[2], answers[3]);
-            answers[0] = Kernel.unshare(Kind::User.flag());
+            answers[0] = Kernel::default().unshare(Kind::User.flag());
             if answers[0].is_err() {
                 return;
             }
@@ -65,7 +65,7 @@ impl Answers {
                 return;
             }
             for (kind, answer) in OTHER_KINDS.iter().zip(&mut answers[4..]) {
-                *answer = Kernel.unshare(kind.flag());
+                *answer = Kernel::default().unshare(kind.flag());
                 // In its own network namespace alone: what is raised and ruled here ends with this process.
                 if *kind == Kind::Net && answer.is_ok() {
                     raised = network::loopback_up();
@@ -91,7 +91,7 @@ impl Answers {
 fn listen() -> Answer {
     const ALLOW: libc::sock_filter =
         libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
-    Kernel.no_new_privileges()?;
+    Kernel::default().no_new_privileges()?;
     match sys::seccomp::install(&[ALLOW], true) {
         Ok(_) => Ok(()),
         Err(error) => Err(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),

@@ -45,6 +45,8 @@ impl MountFlags {
     }
 
     /// The same restrictions in the words of mount(2).
+    // c_ulong has 32 bits elsewhere.
+    #[allow(clippy::unnecessary_cast)]
     pub fn classic(self) -> u64 {
         let bit = |on: bool, bit: libc::c_ulong| if on { bit as u64 } else { 0 };
         bit(self.read_only, libc::MS_RDONLY)
@@ -86,6 +88,8 @@ pub fn open_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<Ow
 }
 
 /// See [`super::Sys::mount_setattr`].
+// c_ulong has 32 bits elsewhere.
+#[allow(clippy::unnecessary_cast)]
 pub fn mount_setattr(
     fd: BorrowedFd<'_>,
     set: MountFlags,

@@ -15,8 +15,7 @@ use crate::sys::recorder::{Recorder, Thing};
 
 /// One thing of each kind.
 fn small_room() -> Room {
-    let mut room = Room::default();
-    room.mounts = vec![
+    let mounts = vec![
         Entry::read_only("/store/input/inner"),
         Entry::read_only("/store/input"),
         Entry::bind("/build=/scratch".as_ref(), true),
@@ -28,6 +27,7 @@ fn small_room() -> Room {
         Entry::Symlink { inside: "/usr/bin/env".into(), target: "/store/env".into() },
         Entry::Directory { inside: "/empty/below".into() },
     ];
+    let mut room = Room { mounts, ..Room::default() };
     room.process.program = "/bin/sh".into();
     room.process.directory = "/build".into();
     room
