@@ -40,11 +40,11 @@ fn room(tree: &Path, script: &str) -> Room {
         optional: false,
         noexec: false,
     };
-    let mut room = Room::default();
-    room.mounts = vec![bind("/src", false), bind("/out put", true)];
+    let mut mounts = vec![bind("/src", false), bind("/out put", true)];
     for path in ["/bin", "/lib", "/lib64", "/usr"] {
-        room.mounts.push(Entry::bind(format!("{path}?").as_ref(), false));
+        mounts.push(Entry::bind(format!("{path}?").as_ref(), false));
     }
+    let mut room = Room { mounts, ..Room::default() };
     room.process.program = "/bin/sh".into();
     room.process.arguments = ["-c", script].map(Into::into).into();
     room.process.environment.insert("PATH".into(), "/usr/bin:/bin".into());
