@@ -186,13 +186,17 @@ fn make(
     clock: &mut Clock,
 ) -> Result<Made, Error> {
     let mut standing = None;
+    let mut cancelled = None;
     let own_keyring = process::session_keyring().map(|serial| serial.to_string()).unwrap_or_default();
     // The one step that is done ahead of its turn: see `Report::Born`.
     let joining = plan.steps.iter().position(|step| matches!(step.action, Action::Cgroup(cgroup::Action::Join)));
     loop {
         let said = hatch.receive::<Report>().map_err(|errno| Error::supervisor("listening to the room", errno))?;
         let Some((report, descriptor)) = said else {
-            return Err(Error::SetUpDied { how: room.how_set_up_died() });
+            return Err(match cancelled.take() {
+                Some(failure) => Error::from(failure),
+                None => Error::SetUpDied { how: room.how_set_up_died() },
+            });
         };
         match report {
             Report::Born(pid) => {
@@ -214,8 +218,13 @@ fn make(
                 hatch.send(&Answer::Done, None).map_err(|errno| Error::supervisor("answering the room", errno))?;
             }
             Report::Failed { step, errno, detail } => {
-                let trouble = Trouble { errno: Errno::from_raw(errno), detail };
-                return Err(failure(plan, step, &trouble).into());
+                let failure = failure(plan, step, &Trouble { errno: Errno::from_raw(errno), detail });
+                if failure.errno == Errno::ECANCELED && cancelled.is_none() {
+                    // It waited for another process's step. Why that one failed is the better answer, and may be still to come.
+                    cancelled = Some(failure);
+                    continue;
+                }
+                return Err(failure.into());
             }
             Report::NoExec { errno } => return Err(no_exec(plan, Errno::from_raw(errno))),
             Report::Locked => {
