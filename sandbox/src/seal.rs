@@ -274,7 +274,11 @@ impl<'a> View<'a> {
         for entry in fs::read_dir(format!("/proc/{}/fd", self.pid))? {
             let name = entry?.file_name();
             let Some(number) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            let info = self.read(&format!("fdinfo/{number}"))?;
+            let info = match self.read(&format!("fdinfo/{number}")) {
+                // Closed since it was listed: the room's first process lets go of what it has handed over.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                info => info?,
+            };
             let flags = info
                 .lines()
                 .find_map(|line| line.strip_prefix("flags:"))
