@@ -99,7 +99,7 @@ impl Host {
         let gid = nix::unistd::getegid().as_raw();
         let uname = nix::sys::utsname::uname();
         let ids = if uid == 0 && has_capabilities() {
-            fs::read_to_string("/proc/self/uid_map")
+            crate::sys::file::read_proc("/proc/self/uid_map")
                 .map_err(|error| format!("/proc/self/uid_map: {error}"))
                 .and_then(|map| Pool::from_uid_map(&map, &run_directory().join("ids")))
         } else {
@@ -134,8 +134,9 @@ impl Host {
             open_files_hard: sys::process::get_rlimit(libc::RLIMIT_NOFILE).ok().and_then(|(_, hard)| hard),
             kvm: if wanted.kvm { crate::kvm::probe(privileged) } else { Err(("not asked".into(), String::new())) },
             subordinate: if wanted.range && !privileged {
-                let user = crate::ids::account(&uid.to_string()).map(|(name, ..)| name);
-                Subordinate::find(user.as_deref().unwrap_or_default(), uid)
+                let number = uid.to_string();
+                let name = crate::ids::entry(&number).ok().flatten().map_or(number, |entry| entry.name);
+                Subordinate::find(&name, uid)
             } else {
                 Err("not asked".to_owned())
             },
@@ -150,7 +151,7 @@ pub fn run_directory() -> &'static Path {
 }
 
 /// Whether a kernel release is this version or newer; an unreadable one is old.
-fn at_least(release: &str, wanted: (u32, u32)) -> bool {
+pub(crate) fn at_least(release: &str, wanted: (u32, u32)) -> bool {
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) >= wanted)
 }
@@ -169,7 +170,7 @@ fn memory() -> u64 {
 }
 
 fn no_user_namespaces(privileged: bool) -> Option<(String, String)> {
-    let read = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let read = |path: &str| crate::sys::file::read_proc(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
     if read("/proc/sys/user/max_user_namespaces") == Some(0) {
         return Some((
             "user.max_user_namespaces is 0".into(),
@@ -186,23 +187,44 @@ fn no_user_namespaces(privileged: bool) -> Option<(String, String)> {
     None
 }
 
-/// A new procfs may be mounted only where the visible one is whole. Anything mounted over a part of /proc, but for
-/// the automount point that is always there, spoils it.
-fn masked_proc() -> Option<(String, String)> {
-    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    masked_proc_in(&table)
-}
+/// What container engines mount something over: masks, read-only binds, and lxcfs.
+const LIKELY_MASKS: [&str; 20] = [
+    "acpi",
+    "asound",
+    "bus",
+    "cpuinfo",
+    "diskstats",
+    "fs",
+    "interrupts",
+    "irq",
+    "kcore",
+    "keys",
+    "latency_stats",
+    "loadavg",
+    "meminfo",
+    "scsi",
+    "stat",
+    "swaps",
+    "sys",
+    "sysrq-trigger",
+    "timer_list",
+    "uptime",
+];
 
-fn masked_proc_in(table: &str) -> Option<(String, String)> {
-    let point = |line: &'_ str| line.split(' ').nth(4).map(str::to_owned);
+/// A new procfs may be mounted only where the visible one is whole: anything mounted over a part of it spoils it. Asked of the places
+/// where that is done, and not of the mount table, which may be long; a mask elsewhere is found by the step that fails of it.
+fn masked_proc() -> Option<(String, String)> {
+    let Some(own) = sys::file::mount_id(Path::new("/proc")) else {
+        return Some(("no /proc is mounted here".into(), "mount one".into()));
+    };
+    let mask = first_mask(|name| sys::file::mount_id(&Path::new("/proc").join(name)), own)?;
     let fix = "run anchorhold outside the container, give the container an unmasked /proc (podman: --security-opt unmask=ALL; docker: \
                --security-opt systempaths=unconfined), or ask for the weaker tier: --proc processes-only";
-    let points: Vec<String> = table.lines().filter_map(point).collect();
-    if !points.iter().any(|point| point == "/proc") {
-        return Some(("no /proc is mounted here".into(), "mount one".into()));
-    }
-    let mask = points.iter().find(|point| point.starts_with("/proc/") && *point != "/proc/sys/fs/binfmt_misc")?;
-    Some((format!("the visible /proc is masked: something is mounted on {mask}"), fix.into()))
+    Some((format!("the visible /proc is masked: something is mounted on /proc/{mask}"), fix.into()))
+}
+
+fn first_mask(mount_of: impl Fn(&str) -> Option<u64>, own: u64) -> Option<&'static str> {
+    LIKELY_MASKS.into_iter().find(|name| mount_of(name).is_some_and(|mount| mount != own))
 }
 
 #[cfg(test)]
@@ -211,10 +233,8 @@ mod tests {
 
     #[test]
     fn a_container_that_masks_proc_is_noticed() {
-        let bare = "22 27 0:21 / /proc rw,relatime - proc proc rw\n23 22 0:30 / /proc/sys/fs/binfmt_misc rw - autofs systemd-1 rw\n";
-        assert_eq!(masked_proc_in(bare), None);
-        let masked = format!("{bare}24 22 0:31 / /proc/kcore rw,nosuid - tmpfs tmpfs rw\n");
-        assert!(masked_proc_in(&masked).unwrap().0.contains("/proc/kcore"));
-        assert!(masked_proc_in("1 0 8:1 / / rw - ext4 /dev/sda rw\n").is_some());
+        assert_eq!(first_mask(|_| Some(7), 7), None);
+        assert_eq!(first_mask(|name| (name != "asound").then_some(7), 7), None, "what is missing masks nothing");
+        assert_eq!(first_mask(|name| Some(if name == "kcore" { 9 } else { 7 }), 7), Some("kcore"));
     }
 }

@@ -158,7 +158,8 @@ impl Subordinate {
         let read = |path: &str| std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
         let (uids, gids) = (read("/etc/subuid")?, read("/etc/subgid")?);
         let line = |text: &str, path: &str| {
-            Self::line(text, user, uid).ok_or_else(|| format!("{path} has no line with 65,536 ids for {user} or {uid}"))
+            Self::line(text, user, uid)
+                .ok_or_else(|| format!("{path} has no line with 65,536 ids for {user} (uid {uid})"))
         };
         let (uid, gid) = (line(&uids, "/etc/subuid")?, line(&gids, "/etc/subgid")?);
         Ok(Self { uid: uid.0, gid: gid.0, length: uid.1.min(gid.1) })
@@ -180,36 +181,59 @@ impl Subordinate {
 /// # Errors
 /// Words, when there is no such user.
 pub fn user(name: &str) -> Result<(u32, u32), String> {
-    match (account(name), name.parse()) {
-        (Some((_, uid, gid)), _) => Ok((uid, gid)),
+    match (entry(name)?, name.parse()) {
+        (Some(entry), _) => Ok((entry.uid, entry.gid)),
         (None, Ok(number)) => Ok((number, number)),
         (None, Err(_)) => Err(format!("there is no user {name}; getent passwd shows those there are")),
     }
 }
 
-/// Name, uid and gid of a user, by name or number.
+/// A line of the user database, passwd(5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UserEntry {
+    pub name: String,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl UserEntry {
+    /// The line for a user given by name or number.
+    fn find(table: &str, user: &str) -> Option<Self> {
+        table.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let (name, uid, gid) = (fields.next()?, fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+            (name == user || user.parse() == Ok(uid)).then(|| Self { name: name.to_owned(), uid, gid })
+        })
+    }
+}
+
+/// Looks a user up by name or number.
 ///
-/// From `/etc/passwd`, else from getent(1), which also asks what else the host has (LDAP, systemd). Not from getpwnam(3): in a static
-/// program the C library loads the host's modules for it, and crashes where they were made for another version of it.
-pub(crate) fn account(key: &str) -> Option<(String, u32, u32)> {
-    let file = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    find_account(&file, key).or_else(|| {
-        let output = std::process::Command::new("getent").args(["passwd", "--", key]).output().ok()?;
-        find_account(&String::from_utf8_lossy(&output.stdout), key)
-    })
+/// Not by getpwnam(3): the C library would load the modules that nsswitch.conf(5) names, and in a static program that ends in a crash
+/// where they are not of the very same build. Users who are not in the file are asked of getent(1), which is an ordinary program.
+///
+/// # Errors
+/// Words, when the database cannot be asked.
+pub(crate) fn entry(user: &str) -> Result<Option<UserEntry>, String> {
+    let file = "/etc/passwd";
+    match std::fs::read_to_string(file) {
+        Ok(table) if UserEntry::find(&table, user).is_some() => return Ok(UserEntry::find(&table, user)),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(format!("{file}: {error}")),
+    }
+    let Some(getent) = helper_path("getent") else { return Ok(None) };
+    // It takes what begins with a dash for an option, and no user's name does.
+    if user.is_empty() || user.starts_with('-') {
+        return Ok(None);
+    }
+    let output = std::process::Command::new(&getent).args(["passwd", user]).env_clear().output();
+    let output = output.map_err(|error| format!("{}: {error}", getent.display()))?;
+    Ok(UserEntry::find(&String::from_utf8_lossy(&output.stdout), user))
 }
 
-fn find_account(lines: &str, key: &str) -> Option<(String, u32, u32)> {
-    lines.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (name, _password, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-        let (uid, gid) = (uid.parse().ok()?, gid.parse().ok()?);
-        (name == key || key.parse() == Ok(uid)).then(|| (name.to_owned(), uid, gid))
-    })
-}
-
-fn helper_path(name: &str) -> Option<PathBuf> {
-    ["/run/wrappers/bin", "/usr/bin", "/bin", "/usr/local/bin"]
+pub(crate) fn helper_path(name: &str) -> Option<PathBuf> {
+    ["/run/wrappers/bin", "/usr/bin", "/bin", "/usr/local/bin", "/run/current-system/sw/bin"]
         .into_iter()
         .map(|directory| Path::new(directory).join(name))
         .find(|path| path.exists())
@@ -282,11 +306,22 @@ mod tests {
     }
 
     #[test]
-    fn an_account_is_found_by_name_and_by_number() {
-        let text = "root:x:0:0:root:/root:/bin/sh\nbroken\nalice:x:1000:100::/home/alice:/bin/sh\n";
-        assert_eq!(find_account(text, "alice"), Some(("alice".into(), 1000, 100)));
-        assert_eq!(find_account(text, "1000"), Some(("alice".into(), 1000, 100)));
-        assert_eq!(find_account(text, "bob"), None);
+    fn a_user_is_found_by_name_and_by_number() {
+        let table =
+            "root:x:0:0:root:/root:/bin/sh\nbroken\n1234:x:7:8::/:\nalice:x:1234:100:Alice:/home/alice:/bin/sh\n";
+        let found = |user| UserEntry::find(table, user).map(|entry| (entry.name, entry.uid, entry.gid));
+        assert_eq!(found("alice"), Some(("alice".into(), 1234, 100)));
+        assert_eq!(found("0"), Some(("root".into(), 0, 0)));
+        assert_eq!(found("bob"), None);
+        // A name of digits wins over a number that comes later, as the first line wins everywhere.
+        assert_eq!(found("1234"), Some(("1234".into(), 7, 8)));
+    }
+
+    #[test]
+    fn a_number_without_an_entry_is_a_user_and_a_name_is_not() {
+        assert_eq!(user("4123456789"), Ok((4_123_456_789, 4_123_456_789)));
+        assert!(user("no-such-user-here").unwrap_err().contains("no-such-user-here"));
+        assert!(user("-x").is_err());
     }
 
     #[test]

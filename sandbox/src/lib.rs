@@ -15,6 +15,7 @@
 #![deny(unsafe_code)]
 
 mod advice;
+pub mod diagnosis;
 pub mod error;
 pub mod host;
 pub mod ids;

@@ -13,6 +13,7 @@ use crate::layers::{self, Layer, cgroup::Cgroup, namespaces::Kind};
 use crate::plan::{Plan, Weakening};
 use crate::room::Profile;
 use crate::site::Note;
+use crate::sys::file::read_proc;
 
 /// What one layer's reading back found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -151,13 +152,59 @@ impl Standing {
     /// When procfs does not show the process.
     pub fn read_from_kernel(pid: Pid) -> io::Result<Self> {
         let process = pid.to_string();
-        let read = |name: &str| fs::read_to_string(format!("/proc/{process}/{name}"));
+        let read = |name: &str| read_proc(format!("/proc/{process}/{name}"));
         Ok(Self {
             mount_table: read("mountinfo")?,
             namespaces: Kind::ALL.map(|kind| (kind, namespace_of(&process, kind), namespace_of("self", kind))),
             files: ["uid_map", "gid_map", "net/dev"].map(|name| (name, read(name))),
         })
     }
+}
+
+/// What of a room's first process no longer changes once it has given up its capabilities.
+pub struct Bare {
+    limits: io::Result<String>,
+    stat: String,
+    open_after_exec: io::Result<Vec<u32>>,
+}
+
+impl Bare {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When procfs does not show the process.
+    pub fn read_from_kernel(pid: Pid) -> io::Result<Self> {
+        Ok(Self {
+            limits: read_proc(format!("/proc/{pid}/limits")),
+            stat: read_proc(format!("/proc/{pid}/stat"))?,
+            open_after_exec: open_after_exec(pid),
+        })
+    }
+}
+
+/// Descriptors that exec will not close.
+fn open_after_exec(pid: Pid) -> io::Result<Vec<u32>> {
+    const CLOSE_ON_EXEC: u32 = libc::O_CLOEXEC as u32;
+    let mut open = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let name = entry?.file_name();
+        let Some(number) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let info = match read_proc(format!("/proc/{pid}/fdinfo/{number}")) {
+            // Closed since it was listed: the room's first process goes on meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            info => info?,
+        };
+        let flags = info
+            .lines()
+            .find_map(|line| line.strip_prefix("flags:"))
+            .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok())
+            .unwrap_or(0);
+        if flags & CLOSE_ON_EXEC == 0 {
+            open.push(number);
+        }
+    }
+    open.sort_unstable();
+    Ok(open)
 }
 
 /// The room's first process as the kernel shows it from outside, and what it reported of itself.
@@ -175,8 +222,8 @@ pub struct View<'a> {
     /// What the kernel's uid 0 and gid 0 are called where we live.
     pub kernel_root: KernelRoot,
     standing: &'a Standing,
+    bare: &'a Bare,
     status: String,
-    stat: String,
     notes: &'a [Note],
     weakenings: &'a [Weakening],
 }
@@ -190,11 +237,11 @@ impl<'a> View<'a> {
         pid: Pid,
         plan: &'a Plan,
         standing: &'a Standing,
+        bare: &'a Bare,
         notes: &'a [Note],
         own_keyring: &'a str,
         cgroup: Option<&'a Cgroup>,
     ) -> io::Result<Self> {
-        let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
         Ok(Self {
             pid,
             mounts: MountLine::parse_all(&standing.mount_table),
@@ -203,8 +250,8 @@ impl<'a> View<'a> {
             memory: plan.memory,
             kernel_root: plan.kernel_root,
             standing,
-            status: read("status")?,
-            stat: read("stat")?,
+            status: read_proc(format!("/proc/{pid}/status"))?,
+            bare,
             notes,
             weakenings: &plan.weakenings,
         })
@@ -217,7 +264,7 @@ impl<'a> View<'a> {
 
     /// A field of `/proc/<pid>/stat`, counted from 1 as in proc(5).
     pub fn stat_field(&self, number: usize) -> Option<String> {
-        let (_, rest) = self.stat.rsplit_once(") ")?;
+        let (_, rest) = self.bare.stat.rsplit_once(") ")?;
         rest.split_ascii_whitespace().nth(number.checked_sub(3)?).map(str::to_owned)
     }
 
@@ -238,7 +285,7 @@ impl<'a> View<'a> {
     /// # Errors
     /// The kernel's.
     pub fn read(&self, name: &str) -> io::Result<String> {
-        fs::read_to_string(format!("/proc/{}/{name}", self.pid))
+        read_proc(format!("/proc/{}/{name}", self.pid))
     }
 
     /// The identity of a namespace of the room, and that of the supervisor's own.
@@ -268,28 +315,16 @@ impl<'a> View<'a> {
     ///
     /// # Errors
     /// The kernel's.
-    pub fn open_after_exec(&self) -> io::Result<Vec<u32>> {
-        const CLOSE_ON_EXEC: u32 = libc::O_CLOEXEC as u32;
-        let mut open = Vec::new();
-        for entry in fs::read_dir(format!("/proc/{}/fd", self.pid))? {
-            let name = entry?.file_name();
-            let Some(number) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            let info = match self.read(&format!("fdinfo/{number}")) {
-                // Closed since it was listed: the room's first process lets go of what it has handed over.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                info => info?,
-            };
-            let flags = info
-                .lines()
-                .find_map(|line| line.strip_prefix("flags:"))
-                .and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok())
-                .unwrap_or(0);
-            if flags & CLOSE_ON_EXEC == 0 {
-                open.push(number);
-            }
-        }
-        open.sort_unstable();
-        Ok(open)
+    pub fn open_after_exec(&self) -> Result<&[u32], &io::Error> {
+        self.bare.open_after_exec.as_deref()
+    }
+
+    /// `/proc/<pid>/limits`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn limits(&self) -> Result<&str, &io::Error> {
+        self.bare.limits.as_deref()
     }
 }
 

@@ -267,12 +267,6 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// A directory of the room's tree; the root of what is mounted there.
-    pub fn open_room_directory(&mut self, path: &Path) -> Result<OwnedFd, Trouble> {
-        let (parent, name) = self.parent(path)?;
-        self.sys.open_dir(parent.as_fd(), name).map_err(|errno| at(errno, path))
-    }
-
     /// Keeps a directory of generated files that a mount is about to hide, each to be bound elsewhere: see [`Site::cover`].
     pub fn keep_covers(&mut self, directory: &Path) -> Outcome {
         let (parent, name) = self.parent(directory)?;

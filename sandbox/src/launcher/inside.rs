@@ -75,22 +75,24 @@ pub fn live(plan: &Plan, first_step: usize, mut site: Site<'_>, hatch: Hatch, op
     site.hatch = Some(Rc::clone(&hatch));
     let command = Command::prepare(plan);
     process::reset_signals();
-    let locked = plan.steps.iter().position(|step| step.stage > Stage::Lock).unwrap_or(plan.steps.len());
-    for range in [first_step..locked, locked..plan.steps.len()] {
-        let whole = range.end == plan.steps.len();
+    let end = plan.steps.len();
+    let after = |stage| plan.steps.iter().position(|step| step.stage > stage).unwrap_or(end);
+    let (locked, bare) = (after(Stage::Lock), after(Stage::Capabilities));
+    for (range, done) in
+        [(first_step..locked, Some(Report::Locked)), (locked..bare, Some(Report::Bare)), (bare..end, None)]
+    {
         match interpret(plan, Place::Room, range, &mut site, &hatch, options) {
             Ok(taken) => site.timings.extend(taken),
             Err((step, trouble)) => fail(&hatch, step, &trouble),
         }
-        if !whole {
-            // A supervisor that is shown nothing seals nothing; one that does not hear this is gone.
+        if let Some(report) = done {
+            // Changing ids made this process undumpable, and then the kernel shows it to root alone. A supervisor that is shown
+            // nothing seals nothing; one that does not hear this is gone.
             let _ = process::stay_readable();
-            let _ = hatch.send(&Report::Locked, None);
+            let _ = hatch.send(&report, None);
         }
     }
     let ready = Report::Ready { notes: std::mem::take(&mut site.notes), timings: std::mem::take(&mut site.timings) };
-    // Changing ids made this process undumpable, and then the kernel shows it to root alone; exec would undo that anyway.
-    let _ = process::stay_readable();
     let told = hatch.send(&ready, site.listener.as_ref().map(AsFd::as_fd));
     drop(site.listener.take());
     let answer = told.and_then(|()| hatch.receive::<Answer>());

@@ -18,6 +18,8 @@ pub enum Report {
     Born(i32),
     /// Mounts and namespaces are what they will be: the supervisor may read them while the rest is done.
     Locked,
+    /// Session, limits, descriptors and capabilities are what they will be, and may be read.
+    Bare,
     /// It is this step's turn, which is the supervisor's.
     Turn(usize),
     /// A step failed; the sender ends.

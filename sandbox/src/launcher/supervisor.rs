@@ -22,7 +22,7 @@ use crate::layers::network::pasta::Pasta;
 use crate::layers::seccomp::Recorder;
 use crate::outcome::{Account, End, Outcome, Timing, seconds, status_in_words};
 use crate::plan::{Place, Plan};
-use crate::seal::{self, Seal, Standing, View};
+use crate::seal::{self, Bare, Seal, Standing, View};
 use crate::site::{Note, Site, Trouble};
 use crate::sys::Kernel;
 use crate::sys::process::{self, Forked, pidfd_signal};
@@ -107,7 +107,6 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
         pasta: site.pasta.as_mut(),
         signals,
         pump,
-        hatch: Some(hatch),
         cgroup: site.cgroup.as_ref(),
         sink,
         begun,
@@ -117,6 +116,12 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     };
     let watched = watch.to_the_end(&mut room);
     let outcome = finish(plan, &mut room, watched);
+    // A successful exec closed the other side without a word. Asked now, when it cannot block, and not while the room runs: the
+    // answer would only wake us.
+    let outcome = match hatch.receive::<Report>() {
+        Ok(Some((Report::NoExec { errno }, _))) => Err(no_exec(plan, Errno::from_raw(errno))),
+        _ => outcome,
+    };
     clock.lap("payload");
     let used = site.cgroup.as_ref().map(|group| (group.account(), ran_out_of_memory(group), group.read_back().err()));
     let removed = remove_cgroup(&mut site);
@@ -185,7 +190,9 @@ fn make(
     room: &mut Processes,
     clock: &mut Clock,
 ) -> Result<Made, Error> {
+    // What is read while the room goes on. A room that has failed meanwhile shows nothing any more, and says itself why it failed.
     let mut standing = None;
+    let mut bare = None;
     let mut cancelled = None;
     let own_keyring = process::session_keyring().map(|serial| serial.to_string()).unwrap_or_default();
     // The one step that is done ahead of its turn: see `Report::Born`.
@@ -229,17 +236,20 @@ fn make(
             Report::NoExec { errno } => return Err(no_exec(plan, Errno::from_raw(errno))),
             Report::Locked => {
                 clock.lap("until the room is locked");
-                // A room that has failed meanwhile shows nothing any more; why it failed is the next message.
-                standing = room.standing().ok();
+                standing = Some(room.read("the mount table", Standing::read_from_kernel));
                 clock.lap("reading mounts and namespaces back");
+            }
+            Report::Bare => {
+                clock.lap("until the room is bare");
+                bare = Some(room.read("limits and descriptors", Bare::read_from_kernel));
+                clock.lap("reading limits and descriptors back");
             }
             Report::Ready { notes, timings } => {
                 clock.lap("until the room stands");
-                let standing = match standing.take() {
-                    Some(standing) => standing,
-                    None => room.standing()?,
+                let (Some(standing), Some(bare)) = (standing.take(), bare.take()) else {
+                    return Err(Error::SetUpDied { how: "it was ready too early".into() });
                 };
-                let seal = read_back(plan, room, &standing, &notes, &own_keyring, site.cgroup.as_ref())?;
+                let seal = read_back(plan, room, (&standing?, &bare?), &notes, &own_keyring, site.cgroup.as_ref())?;
                 clock.lap("reading the seal back");
                 return Ok(Made { seal, timings, listener: descriptor });
             }
@@ -268,13 +278,13 @@ fn take_turn(
 fn read_back(
     plan: &Plan,
     room: &Processes,
-    standing: &Standing,
+    (standing, bare): (&Standing, &Bare),
     notes: &[Note],
     own_keyring: &str,
     cgroup: Option<&Cgroup>,
 ) -> Result<Seal, Error> {
     let pid = room.first.as_ref().map(|(pid, _)| *pid).ok_or_else(|| Error::SetUpDied { how: "unborn".into() })?;
-    let view = View::read_from_kernel(pid, plan, standing, notes, own_keyring, cgroup)
+    let view = View::read_from_kernel(pid, plan, standing, bare, notes, own_keyring, cgroup)
         .map_err(|error| Error::supervisor(format!("reading /proc/{pid}"), error))?;
     seal::seal(plan, &view)
 }
@@ -310,10 +320,10 @@ struct Processes {
 }
 
 impl Processes {
-    /// What of the room no longer changes.
-    fn standing(&self) -> Result<Standing, Error> {
+    /// Reads something of the first process.
+    fn read<T>(&self, what: &str, read: impl Fn(Pid) -> std::io::Result<T>) -> Result<T, Error> {
         let pid = self.first.as_ref().map(|(pid, _)| *pid).ok_or_else(|| Error::SetUpDied { how: "unborn".into() })?;
-        Standing::read_from_kernel(pid).map_err(|error| Error::supervisor(format!("reading /proc/{pid}"), error))
+        read(pid).map_err(|error| Error::supervisor(format!("reading {what} of process {pid} back"), error))
     }
 
     /// Kills the room.
@@ -366,7 +376,6 @@ struct Watch<'a> {
     plan: &'a Plan,
     signals: Signals,
     pump: Pump,
-    hatch: Option<Hatch>,
     cgroup: Option<&'a Cgroup>,
     recorder: Option<&'a mut Recorder>,
     pasta: Option<&'a mut Pasta>,
@@ -392,13 +401,6 @@ impl Watch<'_> {
                 break;
             }
             let happened = self.wait(room, ended, raw.is_some())?;
-            if happened.no_exec.is_some() || happened.hatch_closed {
-                self.hatch = None;
-            }
-            if let Some(error) = happened.no_exec {
-                room.end();
-                return Err(error);
-            }
             if let Some(limit) = happened.limit {
                 stop = Stop::For(limit);
                 room.kill();
@@ -477,9 +479,6 @@ impl Watch<'_> {
         if let (Some(first), false) = (first, ended) {
             add(Waited::Room, first.as_fd());
         }
-        if let Some(hatch) = &self.hatch {
-            add(Waited::Hatch, hatch.as_fd());
-        }
         if let Some(recorder) = self.recorder.as_deref().filter(|recorder| !recorder.over()) {
             add(Waited::Refusals, recorder.as_fd());
         }
@@ -507,7 +506,6 @@ impl Watch<'_> {
             match kind {
                 Waited::Signals => found.signal = self.signals.next(),
                 Waited::Room => found.room_ended = true,
-                Waited::Hatch => self.hear_hatch(&mut found)?,
                 Waited::Source(index) => match self.take_output(index)? {
                     Taken::Some | Taken::None => {}
                     Taken::TooMuch => found.limit = Some(End::Output),
@@ -533,16 +531,6 @@ impl Watch<'_> {
             self.pump.sources.remove(index);
         }
         Ok(found)
-    }
-
-    fn hear_hatch(&self, found: &mut Happened) -> Result<(), Error> {
-        let Some(hatch) = &self.hatch else { return Ok(()) };
-        match hatch.receive::<Report>().map_err(|errno| Error::supervisor("listening to the room", errno))? {
-            Some((Report::NoExec { errno }, _)) => found.no_exec = Some(no_exec(self.plan, Errno::from_raw(errno))),
-            // The exec closed it: the payload runs.
-            _ => found.hatch_closed = true,
-        }
-        Ok(())
     }
 
     fn take_output(&mut self, index: usize) -> Result<Taken, Error> {
@@ -588,12 +576,7 @@ impl Watch<'_> {
             return None;
         }
         let (pid, pidfd) = room.first.as_ref()?;
-        if self.plan.room.process.init {
-            // It waits for signals by sigwaitinfo(2), during which the kernel shows none of them as blocked.
-            let _ = pidfd_signal(pidfd.as_fd(), signal as i32);
-            return None;
-        }
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let status = crate::sys::file::read_proc(format!("/proc/{pid}/status")).unwrap_or_default();
         let in_mask = |key: &str| {
             status
                 .lines()
@@ -615,7 +598,6 @@ impl Watch<'_> {
 enum Waited {
     Signals,
     Room,
-    Hatch,
     Source(usize),
     Keyboard,
     Refusals,
@@ -626,8 +608,6 @@ enum Waited {
 struct Happened {
     signal: Option<Signal>,
     room_ended: bool,
-    hatch_closed: bool,
-    no_exec: Option<Error>,
     limit: Option<End>,
     quiet: bool,
 }

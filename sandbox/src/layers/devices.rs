@@ -1,5 +1,5 @@
-//! The fixed `/dev`: the same list on every host. Each node is the host's, checked by its number, bound alone and read-only (its mode
-//! and times cannot be changed) in a tmpfs that is read-only too.
+//! The fixed `/dev`: the same list on every host. A directory of the read-only root; each node in it is the host's, checked by its number,
+//! bound alone and read-only, so that its mode and times cannot be changed.
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -38,8 +38,6 @@ pub const KVM: (&str, u32, u32) = ("kvm", 10, 232);
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
-    /// The tmpfs on `/dev`.
-    Directory,
     /// One node.
     Node {
         /// Its name.
@@ -63,8 +61,6 @@ pub enum Action {
         /// Its bound in bytes.
         size: u64,
     },
-    /// Makes the tmpfs read-only.
-    SealDirectory,
     /// The host's `/dev`, for a room without this layer.
     HostDev,
 }
@@ -72,12 +68,10 @@ pub enum Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Directory => f.write_str("mount a tmpfs at /dev"),
             Self::Node { name, major, minor } => write!(f, "bind the device {major}:{minor} at /dev/{name}"),
             Self::Link { name, target } => write!(f, "link /dev/{name} -> {target}"),
             Self::Terminals => f.write_str("mount a new devpts at /dev/pts (ptmx 0666)"),
             Self::SharedMemory { size } => write!(f, "mount a tmpfs of {size} bytes at /dev/shm"),
-            Self::SealDirectory => f.write_str("make /dev read-only"),
             Self::HostDev => f.write_str("bind the host's /dev"),
         }
     }
@@ -93,7 +87,6 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         draft.add(Stage::Devices, Action::HostDev);
         return Ok(());
     }
-    draft.add(Stage::Devices, Action::Directory);
     let kvm = room.devices.kvm.then_some(KVM);
     for (name, major, minor) in NODES.into_iter().chain(kvm) {
         draft.add(Stage::Devices, Action::Node { name, major, minor });
@@ -103,18 +96,12 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
     }
     draft.add(Stage::Devices, Action::Terminals);
     draft.add(Stage::Devices, Action::SharedMemory { size: room.devices.shm_size.bytes(host.memory) });
-    draft.add(Stage::Seal, Action::SealDirectory);
     Ok(())
 }
 
 pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
     let dev = Path::new("/dev");
     match action {
-        Action::Directory => {
-            let flags = MountFlags { read_only: false, nodev: true, nosuid: true, noexec: true };
-            let mount = site.sys.new_filesystem("tmpfs", &[("size", "64k"), ("mode", "0755")], flags)?;
-            site.attach(mount.as_fd(), dev, true)
-        }
         Action::Node { name, major, minor } => {
             let node = dev.join(name);
             let tree = site
@@ -143,11 +130,6 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
             let mount = site.sys.new_filesystem("tmpfs", &options, MountFlags::PLAIN)?;
             site.attach(mount.as_fd(), &dev.join("shm"), true)
         }
-        Action::SealDirectory => {
-            let directory = site.open_room_directory(dev)?;
-            site.sys.mount_setattr(directory.as_fd(), MountFlags::SEALED, None, false)?;
-            Ok(())
-        }
         Action::HostDev => site.bind_host_path(dev, MountFlags { nodev: false, ..MountFlags::PLAIN }),
     }
 }
@@ -162,7 +144,6 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     for mount in view.mounts.iter().filter(|mount| Path::new(mount.point).starts_with("/dev")) {
         let point = Path::new(mount.point);
         let needs: &[&str] = match mount.point {
-            "/dev" => &["ro", "nosuid", "nodev", "noexec"],
             "/dev/pts" => &["nosuid", "noexec"],
             "/dev/shm" => &["nosuid", "nodev"],
             _ if wanted.iter().any(|node| node == point) => {

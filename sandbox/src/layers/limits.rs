@@ -142,7 +142,7 @@ pub(super) fn apply(Action::Set { resource, most }: &Action, site: &mut Site<'_>
 
 pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     let mut finding = Finding::new();
-    let text = match view.read("limits") {
+    let text = match view.limits() {
         Ok(text) => text,
         Err(error) => {
             finding.wrong(format!("/proc/PID/limits: {error}"));

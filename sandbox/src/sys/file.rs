@@ -40,6 +40,43 @@ pub fn create(dir: BorrowedFd<'_>, name: &Path, content: &[u8], mode: u32) -> Re
     write_whole(file.as_fd(), content)
 }
 
+/// The id of the mount that a path is on, not following a final link; `None` when there is nothing, or the kernel does not tell
+/// (before 5.8).
+pub fn mount_id(path: &Path) -> Option<u64> {
+    let path = super::c_path(path).ok()?;
+    // SAFETY: statx is plain integers; all zeroes is a value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: the path is NUL-terminated and only read, `found` is valid for writing for the length of the call.
+    let answer = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_MNT_ID, &raw mut found) };
+    (answer == 0 && found.stx_mask & libc::STATX_MNT_ID != 0).then_some(found.stx_mnt_id)
+}
+
+/// A file of procfs, whole. These files say that they are empty, so the standard library reads them by a few bytes at a time, and each
+/// read(2) may walk a table from its beginning.
+///
+/// # Errors
+/// The kernel's.
+pub fn read_proc(path: impl AsRef<Path>) -> std::io::Result<String> {
+    use std::io::Read;
+    let mut file = std::fs::File::open(path)?;
+    let mut bytes = vec![0; 4096];
+    let mut length = 0;
+    loop {
+        if length == bytes.len() {
+            bytes.resize(4 * length, 0);
+        }
+        match file.read(&mut bytes[length..]) {
+            Ok(0) => break,
+            Ok(more) => length += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(length);
+    String::from_utf8(bytes).map_err(std::io::Error::other)
+}
+
 /// See [`super::Sys::device_number`].
 pub fn device_number(fd: BorrowedFd<'_>) -> Result<Option<(u32, u32)>> {
     let found = nix::sys::stat::fstat(fd)?;
@@ -79,4 +116,12 @@ pub fn write_report(path: &Path, content: &[u8]) -> std::io::Result<()> {
 pub fn adopt_received(number: RawFd) -> OwnedFd {
     // SAFETY: the kernel has installed this descriptor for this message alone, and the caller takes each number once.
     unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// Whether a file has an extended attribute of this name, whatever its value (getxattr(2)).
+pub fn has_attribute(path: &Path, name: &std::ffi::CStr) -> bool {
+    let Ok(path) = super::c_path(path) else { return false };
+    // SAFETY: both names are NUL-terminated and outlive the call; with a size of zero nothing is written.
+    let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) };
+    length > 0
 }

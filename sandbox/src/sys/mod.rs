@@ -6,6 +6,7 @@
 //! with the reason why it is sound; the rest of the crate is checked by `#![deny(unsafe_code)]`.
 
 pub mod device;
+pub mod feature;
 pub mod file;
 pub mod landlock;
 pub mod mount;

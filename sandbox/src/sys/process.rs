@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use caps::CapSet;
 use nix::errno::Errno;
@@ -23,16 +24,9 @@ pub enum Forked {
     },
 }
 
-/// How many threads this process has (`/proc/self/stat`, field 20).
+/// How many threads this process has: the kernel counts a link of `/proc/self/task` for each, beside the usual two.
 pub fn thread_count() -> std::io::Result<u64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // The program's name, field 2, is in parentheses and may hold anything; fields are counted from behind it.
-    let after_name = stat.rsplit_once(')').map_or(stat.as_str(), |(_, rest)| rest);
-    after_name
-        .split_ascii_whitespace()
-        .nth(17)
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| std::io::Error::other("/proc/self/stat has no thread count"))
+    Ok(std::fs::metadata("/proc/self/task")?.nlink().saturating_sub(2))
 }
 
 /// fork(2) through the C library, with a pidfd for the child.
@@ -154,7 +148,7 @@ pub fn reset_signals() {
 /// # Errors
 /// When `/proc/self/stat` does not tell where the strings are.
 pub fn hide_launcher() -> Result<()> {
-    let stat = std::fs::read_to_string("/proc/self/stat").map_err(|_| Errno::EIO)?;
+    let stat = crate::sys::file::read_proc("/proc/self/stat").map_err(|_| Errno::EIO)?;
     let (_, fields) = stat.rsplit_once(')').ok_or(Errno::EIO)?;
     // Fields 48 to 51 of proc(5), counted from field 3: where arguments and environment begin and end.
     let places: Vec<usize> =

@@ -1,0 +1,66 @@
+//! Whether a room can be given a procfs of its own, and the weaker tier where it cannot.
+
+use super::trial::{self, Attempt};
+use super::{Diagnosis, Facts, Group, Verdict};
+use crate::layers::Layer;
+
+const UNMASK: &str = "run anchorhold outside the container, or give the container an unmasked /proc (podman: --security-opt unmask=ALL; \
+                      docker: --security-opt systempaths=unconfined; Kubernetes: securityContext.procMount: Unmasked)";
+
+/// What to do about a masked `/proc`: the tier is advice only where it was made and not merely hoped for.
+pub fn way_out_of_a_mask(processes_only: &Attempt) -> String {
+    match processes_only {
+        Attempt::Made { .. } => {
+            format!("{UNMASK}; or ask for the weaker tier: --proc processes-only, which was tried and works here")
+        }
+        Attempt::Failed(_) => format!("{UNMASK}; the weaker tier, --proc processes-only, was tried and fails here too"),
+    }
+}
+
+/// Judges both.
+pub fn judge(facts: &Facts, processes_only: &Attempt) -> Vec<Diagnosis> {
+    let row = |verdict, found: String| Diagnosis::new(Group::Host, "procfs", Layer::Proc, verdict, found);
+    let whole = match &facts.host.masked_proc {
+        None => row(Verdict::Works, "the visible /proc is whole, so a room may have a new one".into()),
+        Some((why, _)) => row(Verdict::Missing, format!("{why}; the kernel refuses a new procfs there (EPERM)"))
+            .fix(way_out_of_a_mask(processes_only)),
+    };
+    let gives =
+        "--proc processes-only: the weaker tier for containers that mask /proc, never taken without being asked for";
+    let needed = facts.host.masked_proc.is_some();
+    let tier = trial::option("processes-only-proc", Layer::Proc, processes_only, gives, String::new);
+    // The way out of a masked /proc is not the tier that is asked for already.
+    let tier = match tier.verdict {
+        Verdict::Missing if needed => tier.fix(UNMASK),
+        Verdict::Missing => tier.fix("none is needed: /proc is whole here, and a room has one of its own"),
+        _ => tier,
+    };
+    // What is less about this tier is its point, not something to mend.
+    let tier = match (tier.verdict, processes_only) {
+        (Verdict::Weaker, Attempt::Made { .. }) => Diagnosis { verdict: Verdict::Works, fix: None, ..tier },
+        _ => tier,
+    };
+    vec![whole, tier]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diagnosis::trial::tests::{failed, made};
+
+    #[test]
+    fn a_masked_proc_is_said_with_its_tier() {
+        let mut facts = Facts::healthy();
+        facts.host.masked_proc = Some(("something is mounted on /proc/kcore".into(), "unmask it".into()));
+        let rows = judge(&facts, &made());
+        assert_eq!((rows[0].verdict, rows[1].verdict), (Verdict::Missing, Verdict::Works));
+        assert!(rows[0].found.contains("/proc/kcore"));
+        assert!(rows[1].found.contains("--proc processes-only") && rows[1].found.contains("weaker tier"));
+        assert!(rows[0].fix.as_ref().is_some_and(|fix| fix.contains("works here")));
+        assert!(way_out_of_a_mask(&failed(Layer::Proc)).contains("fails here"));
+        let refused = judge(&facts, &failed(Layer::Proc)).remove(1);
+        assert_eq!(refused.verdict, Verdict::Missing);
+        // The tier is no way out of itself.
+        assert!(refused.fix.is_some_and(|fix| !fix.contains("processes-only")));
+    }
+}
