@@ -576,6 +576,11 @@ impl Watch<'_> {
             return None;
         }
         let (pid, pidfd) = room.first.as_ref()?;
+        if self.plan.room.process.init {
+            // It waits for signals by sigwaitinfo(2), during which the kernel shows none of them as blocked.
+            let _ = pidfd_signal(pidfd.as_fd(), signal as i32);
+            return None;
+        }
         let status = crate::sys::file::read_proc(format!("/proc/{pid}/status")).unwrap_or_default();
         let in_mask = |key: &str| {
             status
