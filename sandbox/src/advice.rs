@@ -29,7 +29,7 @@ pub fn for_step(step: &Step, errno: Errno) -> Option<String> {
         (_, Errno::EMFILE) => "raise the hard limit of open files (ulimit -Hn)",
         (_, Errno::ENOSYS) => "the kernel is too old for this layer, or the container around us filters the call",
         (action, Errno::EPERM) if action.layer() == Layer::Proc => {
-            "ask for the weaker tier with --proc processes-only, or run outside the container"
+            "ask for the weaker tier with --proc outer, or run outside the container"
         }
         _ => return None,
     };

@@ -219,7 +219,7 @@ fn masked_proc() -> Option<(String, String)> {
     };
     let mask = first_mask(|name| sys::file::mount_id(&Path::new("/proc").join(name)), own)?;
     let fix = "run anchorhold outside the container, give the container an unmasked /proc (podman: --security-opt unmask=ALL; docker: \
-               --security-opt systempaths=unconfined), or ask for the weaker tier: --proc processes-only";
+               --security-opt systempaths=unconfined), or ask for the weaker tier: --proc outer";
     Some((format!("the visible /proc is masked: something is mounted on /proc/{mask}"), fix.into()))
 }
 

@@ -305,9 +305,9 @@ pub enum ProcSource {
     /// A new procfs of the room's own pid namespace.
     #[default]
     New,
-    /// A procfs that shows processes only (`subset=pid`): for containers that mask their own `/proc`, where the kernel
-    /// refuses a whole one. Weaker for the build, not for the host: `/proc/cpuinfo` and the like are missing.
-    ProcessesOnly,
+    /// The procfs around us: for containers that mask their own `/proc`, where the kernel refuses a new one. Weaker: the container's
+    /// processes are in sight (not their memory or environment), and user namespaces can be made inside.
+    Outer,
 }
 
 /// What is generated in `/etc`.

@@ -36,7 +36,7 @@ const OPTIONS: [&str; 14] = [
     "nested-rooms",
     "nf-tables",
     "pasta",
-    "processes-only-proc",
+    "outer-proc",
     "time-namespace",
 ];
 
@@ -271,10 +271,10 @@ fn a_masked_proc_is_named_with_the_weaker_tier() {
     let row = diagnosis(&report, "host", "procfs");
     assert_eq!(row["verdict"], "missing");
     assert!(said(row, "found").contains(masked.as_str()), "{row}");
-    assert!(said(row, "fix").contains("--proc processes-only") && said(row, "fix").contains("unmask"), "{row}");
+    assert!(said(row, "fix").contains("--proc outer") && said(row, "fix").contains("unmask"), "{row}");
     assert_eq!(report["default_room"]["failure"]["layer"], "proc");
     // The tier was tried, and what is said of it is what `run` finds.
-    let tier = diagnosis(&report, "option", "processes-only-proc");
+    let tier = diagnosis(&report, "option", "outer-proc");
     assert!(!said(tier, "found").contains("not tried"), "{tier}");
     let advised = said(row, "fix").contains("works here");
     assert_eq!(advised, tier["verdict"] == "works", "{row} {tier}");

@@ -129,7 +129,7 @@ pub struct RoomOptions {
     #[arg(long, help_heading = "Room")]
     time_namespace: bool,
 
-    /// Where /proc comes from: new, or processes-only in containers that mask theirs
+    /// Where /proc comes from: new, or outer (weaker) in containers that mask theirs
     #[arg(long, value_name = "SOURCE", help_heading = "Room", value_parser = proc_source)]
     proc: Option<ProcSource>,
 
@@ -161,8 +161,8 @@ pub struct RoomOptions {
 fn proc_source(word: &str) -> Result<ProcSource, String> {
     match word {
         "new" => Ok(ProcSource::New),
-        "processes-only" => Ok(ProcSource::ProcessesOnly),
-        _ => Err(format!("no source `{word}`; there are new, processes-only")),
+        "outer" => Ok(ProcSource::Outer),
+        _ => Err(format!("no source `{word}`; there are new, outer")),
     }
 }
 

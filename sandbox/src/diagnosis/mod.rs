@@ -177,13 +177,13 @@ fn judge(facts: &Facts, default: &Attempt, options: &trial::Options) -> Vec<Diag
     if facts.host.masked_proc.is_some() {
         let refused = |one: &&mut Diagnosis| one.layer == Some(Layer::Proc) && one.verdict == Verdict::Missing;
         if let Some(row) = all.iter_mut().find(refused) {
-            row.fix = Some(proc::way_out_of_a_mask(&options.processes_only));
+            row.fix = Some(proc::way_out_of_a_mask(&options.outer_proc));
         }
     }
     all.extend(namespaces::judge(facts));
     all.extend(identity::judge(facts, &options.id_range));
     all.extend(kernel::judge(facts));
-    all.extend(proc::judge(facts, &options.processes_only));
+    all.extend(proc::judge(facts, &options.outer_proc));
     all.extend(landlock::judge(facts));
     all.extend(seccomp::judge(facts));
     all.extend(trial::judge_options(options));

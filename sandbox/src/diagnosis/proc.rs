@@ -8,27 +8,26 @@ const UNMASK: &str = "run anchorhold outside the container, or give the containe
                       docker: --security-opt systempaths=unconfined; Kubernetes: securityContext.procMount: Unmasked)";
 
 /// What to do about a masked `/proc`: the tier is advice only where it was made and not merely hoped for.
-pub fn way_out_of_a_mask(processes_only: &Attempt) -> String {
-    match processes_only {
+pub fn way_out_of_a_mask(outer_proc: &Attempt) -> String {
+    match outer_proc {
         Attempt::Made { .. } => {
-            format!("{UNMASK}; or ask for the weaker tier: --proc processes-only, which was tried and works here")
+            format!("{UNMASK}; or ask for the weaker tier: --proc outer, which was tried and works here")
         }
-        Attempt::Failed(_) => format!("{UNMASK}; the weaker tier, --proc processes-only, was tried and fails here too"),
+        Attempt::Failed(_) => format!("{UNMASK}; the weaker tier, --proc outer, was tried and fails here too"),
     }
 }
 
 /// Judges both.
-pub fn judge(facts: &Facts, processes_only: &Attempt) -> Vec<Diagnosis> {
+pub fn judge(facts: &Facts, outer_proc: &Attempt) -> Vec<Diagnosis> {
     let row = |verdict, found: String| Diagnosis::new(Group::Host, "procfs", Layer::Proc, verdict, found);
     let whole = match &facts.host.masked_proc {
         None => row(Verdict::Works, "the visible /proc is whole, so a room may have a new one".into()),
         Some((why, _)) => row(Verdict::Missing, format!("{why}; the kernel refuses a new procfs there (EPERM)"))
-            .fix(way_out_of_a_mask(processes_only)),
+            .fix(way_out_of_a_mask(outer_proc)),
     };
-    let gives =
-        "--proc processes-only: the weaker tier for containers that mask /proc, never taken without being asked for";
+    let gives = "--proc outer: the weaker tier for containers that mask /proc, never taken without being asked for";
     let needed = facts.host.masked_proc.is_some();
-    let tier = trial::option("processes-only-proc", Layer::Proc, processes_only, gives, String::new);
+    let tier = trial::option("outer-proc", Layer::Proc, outer_proc, gives, String::new);
     // The way out of a masked /proc is not the tier that is asked for already.
     let tier = match tier.verdict {
         Verdict::Missing if needed => tier.fix(UNMASK),
@@ -36,7 +35,7 @@ pub fn judge(facts: &Facts, processes_only: &Attempt) -> Vec<Diagnosis> {
         _ => tier,
     };
     // What is less about this tier is its point, not something to mend.
-    let tier = match (tier.verdict, processes_only) {
+    let tier = match (tier.verdict, outer_proc) {
         (Verdict::Weaker, Attempt::Made { .. }) => Diagnosis { verdict: Verdict::Works, fix: None, ..tier },
         _ => tier,
     };
@@ -55,12 +54,12 @@ mod tests {
         let rows = judge(&facts, &made());
         assert_eq!((rows[0].verdict, rows[1].verdict), (Verdict::Missing, Verdict::Works));
         assert!(rows[0].found.contains("/proc/kcore"));
-        assert!(rows[1].found.contains("--proc processes-only") && rows[1].found.contains("weaker tier"));
+        assert!(rows[1].found.contains("--proc outer") && rows[1].found.contains("weaker tier"));
         assert!(rows[0].fix.as_ref().is_some_and(|fix| fix.contains("works here")));
         assert!(way_out_of_a_mask(&failed(Layer::Proc)).contains("fails here"));
         let refused = judge(&facts, &failed(Layer::Proc)).remove(1);
         assert_eq!(refused.verdict, Verdict::Missing);
         // The tier is no way out of itself.
-        assert!(refused.fix.is_some_and(|fix| !fix.contains("processes-only")));
+        assert!(refused.fix.is_some_and(|fix| !fix.contains("outer")));
     }
 }

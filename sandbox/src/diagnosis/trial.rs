@@ -143,7 +143,7 @@ pub struct Options {
     /// With a network, through pasta(1).
     pub fetch: Attempt,
     /// With a `/proc` of processes only.
-    pub processes_only: Attempt,
+    pub outer_proc: Attempt,
     /// With a control group that has every limit that can be set without changing a group which is not ours alone.
     pub limits: Option<Attempt>,
 }
@@ -176,8 +176,8 @@ impl Options {
             nested: try_one(hope, &|room| room.profile = Profile::Nested),
             fetch: try_one(hope && host.way_out.is_ok(), &|room| room.profile = Profile::Fetch),
             // Where /proc is masked the default room cannot be made, and this is the way out.
-            processes_only: try_one(hope || host.masked_proc.is_some(), &|room| {
-                room.proc.source = ProcSource::ProcessesOnly;
+            outer_proc: try_one(hope || host.masked_proc.is_some(), &|room| {
+                room.proc.source = ProcSource::Outer;
             }),
             limits: (hope && any).then(|| {
                 try_one(true, &|room| {
@@ -320,7 +320,7 @@ pub mod tests {
             id_range: made(),
             nested: made(),
             fetch: made(),
-            processes_only: made(),
+            outer_proc: made(),
             limits: Some(made()),
         }
     }
@@ -332,7 +332,7 @@ pub mod tests {
             id_range: no(),
             nested: no(),
             fetch: no(),
-            processes_only: no(),
+            outer_proc: no(),
             limits: Some(no()),
         }
     }

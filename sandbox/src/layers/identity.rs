@@ -16,7 +16,7 @@ use crate::error::Refusal;
 use crate::host::Host;
 use crate::ids::{RANGE_LENGTH, Reservation};
 use crate::plan::{Draft, Stage};
-use crate::room::{Outside, Room};
+use crate::room::{Outside, ProcSource, Room};
 use crate::seal::{Finding, View};
 use crate::site::{Outcome, Site};
 
@@ -163,6 +163,14 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
             format!("uid {inside_uid}, gid {inside_gid}"),
             format!("the room's range has the ids 0 to {}", length - 1),
             "choose ids inside it",
+        ));
+    }
+    if range.is_some() && room.proc.source == ProcSource::Outer {
+        return Err(Refusal::new(
+            Layer::Identity,
+            "a range of ids with the /proc around us",
+            "the maps of the second user namespace are written through a /proc of the room's own",
+            "leave out one of them",
         ));
     }
     if let Ids::Allocated { length } = ids {

@@ -13,7 +13,7 @@ use super::Layer;
 use crate::error::Refusal;
 use crate::host::Host;
 use crate::plan::{Draft, Stage};
-use crate::room::{Profile, Room};
+use crate::room::{ProcSource, Profile, Room};
 use crate::seal::{Finding, View};
 use crate::site::{Outcome, Site};
 
@@ -154,6 +154,10 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
         // One user namespace is still to come: the one that locks the room. See `identity`.
         let own = u32::from(room.has(Layer::Identity));
         match room.profile {
+            _ if room.proc.source == ProcSource::Outer => {
+                // Its /proc/sys is read-only in most containers, and the limits of namespaces stand there.
+                draft.weaken(Layer::Namespaces, "user namespaces can be made inside: /proc/sys is not ours to write");
+            }
             Profile::Build | Profile::Fetch | Profile::Machines => {
                 draft.add(Stage::NamespaceLimits, Action::Allow { kind: Kind::User, most: own });
             }

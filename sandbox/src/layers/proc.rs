@@ -75,10 +75,9 @@ pub enum Action {
         stand_ins: Vec<(String, String)>,
     },
     /// A new procfs on `/proc`.
-    Mount {
-        /// Processes only.
-        subset: bool,
-    },
+    Mount,
+    /// The procfs that we see ourselves, masks and all.
+    MountOuter,
     /// A second, uncovered procfs: the kernel lets a nested user namespace mount a fresh procfs only where an uncovered one
     /// is in sight. It shows what that fresh one would.
     Pristine,
@@ -101,8 +100,8 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Covers { .. } => f.write_str("make the files that cover others in /proc"),
-            Self::Mount { subset: false } => f.write_str("mount a new procfs at /proc"),
-            Self::Mount { subset: true } => f.write_str("mount a new procfs that shows processes only at /proc"),
+            Self::Mount => f.write_str("mount a new procfs at /proc"),
+            Self::MountOuter => f.write_str("bind the /proc around us, with what is mounted over it"),
             Self::Pristine => write!(f, "mount an uncovered procfs at {PRISTINE}, so that nested rooms may mount one"),
             Self::HideFiles { always, if_open } => write!(
                 f,
@@ -120,37 +119,32 @@ impl fmt::Display for Action {
 }
 
 pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Refusal> {
-    let subset = room.proc.source == ProcSource::ProcessesOnly;
-    if let (Some((why, fix)), false) = (&host.masked_proc, subset) {
+    let outer = room.proc.source == ProcSource::Outer;
+    if let (Some((why, fix)), false) = (&host.masked_proc, outer) {
         return Err(Refusal::new(Layer::Proc, "a new procfs", why, fix));
     }
-    if !room.has(Layer::Namespaces) {
-        // Without a pid namespace of its own the room would be shown the host's processes; procfs belongs to that namespace.
-        draft.add(
-            Stage::Proc,
-            super::root::Action::Bind {
-                source: super::root::Source::Path("/proc".into()),
-                outside: "/proc".into(),
-                inside: "/proc".into(),
-                flags: MountFlags::NO_EXEC,
-                optional: false,
-            },
-        );
-        draft.weaken(Layer::Proc, "the host's: without a pid namespace there is no other");
-        return Ok(());
-    }
-    let covered = room.has(Layer::Proc) && !subset;
+    let whole = room.has(Layer::Namespaces);
+    let covered = room.has(Layer::Proc) && whole;
     let stand_ins = stand_ins(host);
     if covered {
         let texts = stand_ins.iter().map(|(name, text)| ((*name).to_owned(), text.clone())).collect();
         draft.add(Stage::Proc, Action::Covers { stand_ins: texts });
     }
-    draft.add(Stage::Proc, Action::Mount { subset });
-    if subset {
-        draft.weaken(Layer::Proc, "processes only: the container around us masks /proc");
+    if outer || !whole {
+        // A procfs belongs to a pid namespace; this one belongs to that around us.
+        draft.add(Stage::Proc, Action::MountOuter);
+        draft.weaken(
+            Layer::Proc,
+            match whole {
+                true => "that of the container around us: its processes are in sight",
+                false => "the host's: without a pid namespace there is no other",
+            },
+        );
+    } else {
+        draft.add(Stage::Proc, Action::Mount);
     }
     if covered {
-        if room.profile == Profile::Nested {
+        if room.profile == Profile::Nested && !outer {
             draft.add(Stage::Proc, Action::Pristine);
         }
         draft.add(Stage::ProcCovers, Action::HideFiles { always: EMPTY_FILES.to_vec(), if_open: ROOT_FILES.to_vec() });
@@ -179,9 +173,9 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
             // Procfs is about to be mounted over these names; this directory is what is left of them.
             site.keep_covers(proc)?;
         }
-        Action::Mount { subset } => {
-            let options: &[_] = if *subset { &[("subset", "pid")] } else { &[] };
-            let mount = site.sys.new_filesystem("proc", options, MountFlags::NO_EXEC).map_err(|errno| match errno {
+        Action::MountOuter => site.bind_host_path(proc, MountFlags::NO_EXEC)?,
+        Action::Mount => {
+            let mount = site.sys.new_filesystem("proc", &[], MountFlags::NO_EXEC).map_err(|errno| match errno {
                 Errno::EPERM => Trouble::new(
                     errno,
                     "the kernel refuses a new procfs where the visible one is masked, as in most containers",
@@ -234,6 +228,7 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
         finding.fact("tier", "the host's");
         return finding;
     }
+    let outer = room.proc.source == ProcSource::Outer;
     let mut covers = 0;
     let mut sys = false;
     let mut procfs = false;
@@ -247,7 +242,8 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
             ("/proc", "proc") => procfs = true,
             // What lies below it: the files that cover others, sealed like them.
             (point, kind) => {
-                if !mount.has("ro") {
+                // The masks of a container are its own affair.
+                if !mount.has("ro") && !outer {
                     finding.wrong(format!("{point} is writable"));
                 }
                 sys |= point == "/proc/sys" && kind == "proc";
@@ -258,9 +254,8 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     if !procfs {
         finding.wrong("no procfs is mounted on /proc");
     }
-    if room.proc.source == ProcSource::ProcessesOnly {
-        finding.fact("tier", "processes only");
-        return finding;
+    if outer {
+        finding.fact("tier", "that of the container around us");
     }
     if !sys {
         finding.wrong("/proc/sys is not read-only");

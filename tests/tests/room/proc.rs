@@ -127,10 +127,14 @@ fn there_is_no_sys() {
 }
 
 #[test]
-#[ignore = "known: --proc processes-only is refused, as there is no /proc/sys to bound user namespaces by"]
-fn the_weaker_tier_shows_processes_only_and_says_that_it_is_weaker() {
-    let ended = room().with(["--proc", "processes-only"]).probe(["stat", "/proc/cpuinfo"]);
-    assert!(ended.stderr.contains("anchorhold: warning: proc is weaker: processes only"), "{ended:?}");
-    assert_eq!(ended.line(), "ENOENT");
-    assert_eq!(room().with(["--proc", "processes-only"]).probe(["processes"]).line(), "1");
+fn the_weaker_tier_shows_the_processes_around_and_says_that_it_is_weaker() {
+    let ended = room().with(["--proc", "outer"]).probe(["stat", "/proc/cpuinfo"]);
+    assert!(ended.stderr.contains("anchorhold: warning: proc is weaker: that of the container around us"), "{ended:?}");
+    let own = std::process::id().to_string();
+    let seen = room().with(["--proc", "outer"]).probe(["stat", &format!("/proc/{own}/status")]).line();
+    assert_ne!(seen, "ENOENT");
+    // Seen, but not looked into.
+    let environment = room().with(["--proc", "outer"]).probe(["write", &format!("/proc/{own}/environ")]).line();
+    assert_ne!(environment, "ok");
+    assert_eq!(room().probe(["stat", &format!("/proc/{own}/status")]).line(), "ENOENT");
 }
