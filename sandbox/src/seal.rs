@@ -195,7 +195,11 @@ fn open_after_exec(pid: Pid) -> io::Result<Vec<u32>> {
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let name = entry?.file_name();
         let Some(number) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        let info = read_proc(format!("/proc/{pid}/fdinfo/{number}"))?;
+        let info = match read_proc(format!("/proc/{pid}/fdinfo/{number}")) {
+            // Closed since it was listed: the room's first process goes on meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            info => info?,
+        };
         let flags = info
             .lines()
             .find_map(|line| line.strip_prefix("flags:"))

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 
 use crate::{Answer, done, errno};
 
@@ -23,6 +25,7 @@ pub fn answer(words: &[&str]) -> Option<Answer> {
             Ok(terminal) => done(type_into(terminal.as_fd())),
             Err(error) => Err(errno(error)),
         },
+        ["type-into", "new-terminal"] => posix_openpt(OFlag::O_RDWR).and_then(|master| done(type_into(master.as_fd()))),
         ["new-terminal"] => new_terminal(),
         _ => return None,
     })
@@ -38,8 +41,7 @@ fn type_into(terminal: BorrowedFd<'_>) -> Result<(), Errno> {
 
 /// Makes a terminal the way that everybody does, through `/dev/ptmx`; the name of its other side.
 fn new_terminal() -> Answer {
-    use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
-    let master = posix_openpt(nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY)?;
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY)?;
     grantpt(&master)?;
     unlockpt(&master)?;
     let name = ptsname_r(&master)?;

@@ -154,8 +154,10 @@ fn ignore_everything() {
 
 /// Starts this program again with another command and the same marking words.
 fn start_again(command: &str, words: &[&str], stdout: Stdio) -> Result<Child, Errno> {
+    use std::os::unix::process::CommandExt;
     let marks = words.iter().skip(1);
-    Command::new("/proc/self/exe").arg(command).args(marks).stdout(stdout).spawn().map_err(errno)
+    let own_name = std::env::args_os().next().unwrap_or_default();
+    Command::new("/proc/self/exe").arg0(own_name).arg(command).args(marks).stdout(stdout).spawn().map_err(errno)
 }
 
 /// Does all that a process can do so as not to die with its room: no parent-death signal, a descendant in a session of its own,

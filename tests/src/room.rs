@@ -142,11 +142,16 @@ impl Room {
         running
     }
 
-    /// The plan as `anchorhold explain --json` prints it.
-    pub fn explained(mut self) -> serde_json::Value {
+    /// What `anchorhold explain --json` says of it.
+    pub fn explain(mut self) -> Ended {
         self.subcommand = "explain";
-        let output = self.with(["--json"]).run(["/bin/true"]);
-        serde_json::from_str(&output.expect_success().stdout).expect("explain prints JSON")
+        self.with(["--json"]).run(["/bin/true"])
+    }
+
+    /// The plan as `anchorhold explain --json` prints it.
+    #[track_caller]
+    pub fn explained(self) -> serde_json::Value {
+        serde_json::from_str(&self.explain().expect_success().stdout).expect("explain prints JSON")
     }
 
     /// The plan as `anchorhold explain` prints it for people.

@@ -190,15 +190,20 @@ fn make(
     room: &mut Processes,
     clock: &mut Clock,
 ) -> Result<Made, Error> {
+    // What is read while the room goes on. A room that has failed meanwhile shows nothing any more, and says itself why it failed.
     let mut standing = None;
     let mut bare = None;
+    let mut cancelled = None;
     let own_keyring = process::session_keyring().map(|serial| serial.to_string()).unwrap_or_default();
     // The one step that is done ahead of its turn: see `Report::Born`.
     let joining = plan.steps.iter().position(|step| matches!(step.action, Action::Cgroup(cgroup::Action::Join)));
     loop {
         let said = hatch.receive::<Report>().map_err(|errno| Error::supervisor("listening to the room", errno))?;
         let Some((report, descriptor)) = said else {
-            return Err(Error::SetUpDied { how: room.how_set_up_died() });
+            return Err(match cancelled.take() {
+                Some(failure) => Error::from(failure),
+                None => Error::SetUpDied { how: room.how_set_up_died() },
+            });
         };
         match report {
             Report::Born(pid) => {
@@ -220,13 +225,17 @@ fn make(
                 hatch.send(&Answer::Done, None).map_err(|errno| Error::supervisor("answering the room", errno))?;
             }
             Report::Failed { step, errno, detail } => {
-                let trouble = Trouble { errno: Errno::from_raw(errno), detail };
-                return Err(failure(plan, step, &trouble).into());
+                let failure = failure(plan, step, &Trouble { errno: Errno::from_raw(errno), detail });
+                if failure.errno == Errno::ECANCELED && cancelled.is_none() {
+                    // It waited for another process's step. Why that one failed is the better answer, and may be still to come.
+                    cancelled = Some(failure);
+                    continue;
+                }
+                return Err(failure.into());
             }
             Report::NoExec { errno } => return Err(no_exec(plan, Errno::from_raw(errno))),
             Report::Locked => {
                 clock.lap("until the room is locked");
-                // A room that has failed meanwhile shows nothing any more; why it failed is the next message.
                 standing = Some(room.read("the mount table", Standing::read_from_kernel));
                 clock.lap("reading mounts and namespaces back");
             }

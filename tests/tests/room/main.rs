@@ -4,15 +4,24 @@
 //! without it. Then what spans layers: supervision, refusals, faults, the command line. The names of the tests are the specification.
 
 mod capabilities;
+mod cgroup;
+mod command_line;
 mod descriptors;
 mod devices;
 mod etc;
+mod faults;
 mod identity;
 mod keyring;
+mod landlock;
+mod limits;
 mod namespaces;
+mod network;
 mod proc;
 mod process;
+mod refusals;
 mod root;
+mod seccomp;
+mod supervision;
 
 use anchorhold_tests::host::Footprint;
 use anchorhold_tests::room::Room;
