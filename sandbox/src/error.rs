@@ -115,6 +115,12 @@ pub enum Error {
         /// How many there are.
         threads: u64,
     },
+    /// The caller was told to end while the room was being made.
+    #[error("ended by signal {signal} while the room was being made; the command was not started")]
+    Interrupted {
+        /// Its number.
+        signal: i32,
+    },
     /// A part of the set-up process died without a word.
     #[error("the room's first process ended before its set-up was complete ({how}); the command was not started")]
     SetUpDied {

@@ -227,7 +227,7 @@ fn no_user_namespaces(privileged: bool) -> Option<(String, String)> {
 }
 
 /// What container engines mount something over: masks, read-only binds, and lxcfs.
-const LIKELY_MASKS: [&str; 20] = [
+const LIKELY_MASKS: [&str; 21] = [
     "acpi",
     "asound",
     "bus",
@@ -237,6 +237,7 @@ const LIKELY_MASKS: [&str; 20] = [
     "interrupts",
     "irq",
     "kcore",
+    "kmsg",
     "keys",
     "latency_stats",
     "loadavg",

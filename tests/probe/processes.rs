@@ -37,6 +37,7 @@ pub fn answer(words: &[&str]) -> Option<Answer> {
         ["exit", status] => std::process::exit(number(status)),
         ["die", number_of_signal] => die(number(number_of_signal)),
         ["catch", ..] => catch(),
+        ["catch-waiting", ..] => catch_waiting(),
         ["defy", ..] => defy(words, true),
         ["daemon", ..] => defy(words, false),
         ["step-aside", ..] => step_aside(words),
@@ -138,6 +139,20 @@ fn catch() -> Answer {
     loop {
         let Some(found) = signals.read_signal()? else { continue };
         let signal = Signal::try_from(found.ssi_signo as i32)?;
+        say(signal.as_str());
+        if signal == Signal::SIGTERM {
+            return Ok("ended by choice".into());
+        }
+    }
+}
+
+/// As [`catch`], in sigwait(3): while it waits the kernel shows none of these signals as blocked.
+fn catch_waiting() -> Answer {
+    let all = SigSet::all();
+    all.thread_block()?;
+    say("ready");
+    loop {
+        let signal = all.wait()?;
         say(signal.as_str());
         if signal == Signal::SIGTERM {
             return Ok("ended by choice".into());

@@ -212,6 +212,7 @@ fn status_of(error: &Error) -> i32 {
     match error {
         Error::Exec { errno, .. } if *errno as i32 == 2 => exit_status::NOT_FOUND,
         Error::Exec { .. } => exit_status::NOT_EXECUTABLE,
+        Error::Interrupted { signal } => 128 + signal,
         _ => exit_status::NOT_STARTED,
     }
 }

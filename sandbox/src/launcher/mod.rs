@@ -4,12 +4,15 @@
 //! the *warden*, which gives up ids, enters the room's user and pid namespaces and forks the *room's first process*; that one does the rest
 //! of the plan and becomes the payload. A step that only the supervisor can do is handed over by message and waited for.
 
+mod clock;
 mod init;
 mod inside;
 mod message;
 mod pump;
+mod signals;
 mod supervisor;
 mod warden;
+mod watch;
 
 pub(crate) use message::Hatch;
 

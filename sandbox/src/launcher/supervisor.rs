@@ -1,42 +1,32 @@
 //! The outer half: takes what only it can take, forks, answers, seals, watches, ends.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use super::clock::Clock;
 use super::inside::do_step;
 use super::message::{Answer, Hatch, Report};
-use super::pump::{self, Pump, Read};
+use super::pump::Pump;
+use super::signals::Signals;
+use super::watch::{Stop, Watch};
 use super::{Options, Sink, warden};
 use crate::error::{Error, StepFailure};
 use crate::layers::Action;
 use crate::layers::cgroup::{self, Cgroup};
 use crate::layers::identity::{self, Ids};
-use crate::layers::network::pasta::Pasta;
 use crate::layers::seccomp::Recorder;
-use crate::outcome::{Account, End, Outcome, Timing, seconds, status_in_words};
+use crate::outcome::{Account, End, Outcome, seconds, status_in_words};
 use crate::plan::{Place, Plan};
 use crate::seal::{self, Bare, Seal, Standing, View};
 use crate::site::{Note, Site, Trouble};
 use crate::sys::Kernel;
 use crate::sys::process::{self, Forked, pidfd_signal};
-
-/// Signals that are handed on to the payload.
-const FORWARDED: [Signal; 7] = [
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGTERM,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGWINCH,
-];
 
 pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome, Error> {
     let begun = Instant::now();
@@ -47,7 +37,7 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     let held = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
     let mut site = Site::new(&kernel, pool, held);
 
-    let signals = Signals::take()?;
+    let mut signals = Signals::take()?;
     let (streams, pump) = Pump::make(&plan.room)?;
     site.streams = streams;
     let (hatch, other_hatch) = Hatch::pair().map_err(|errno| Error::supervisor("making a socket pair", errno))?;
@@ -81,7 +71,7 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     });
 
     let mut room = Processes { warden: Some(warden_pid), leash: Some(leash_held), first: None };
-    let made = make(plan, options, &hatch, &mut site, &mut room, &mut clock);
+    let made = make(plan, options, (&hatch, &mut signals), &mut site, &mut room, &mut clock);
     let Made { seal, timings, listener } = match made {
         Ok(made) => made,
         Err(error) => {
@@ -152,7 +142,8 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     })
 }
 
-fn ran_out_of_memory(group: &Cgroup) -> bool {
+/// Whether the kernel has ended a process of the room for its memory.
+pub fn ran_out_of_memory(group: &Cgroup) -> bool {
     group.oom_kills().is_some_and(|kills| kills > 0)
 }
 
@@ -185,7 +176,7 @@ struct Made {
 fn make(
     plan: &Plan,
     options: Options,
-    hatch: &Hatch,
+    (hatch, signals): (&Hatch, &mut Signals),
     site: &mut Site<'_>,
     room: &mut Processes,
     clock: &mut Clock,
@@ -198,6 +189,7 @@ fn make(
     // The one step that is done ahead of its turn: see `Report::Born`.
     let joining = plan.steps.iter().position(|step| matches!(step.action, Action::Cgroup(cgroup::Action::Join)));
     loop {
+        wait_for_word(hatch, signals)?;
         let said = hatch.receive::<Report>().map_err(|errno| Error::supervisor("listening to the room", errno))?;
         let Some((report, descriptor)) = said else {
             return Err(match cancelled.take() {
@@ -253,6 +245,25 @@ fn make(
                 clock.lap("reading the seal back");
                 return Ok(Made { seal, timings, listener: descriptor });
             }
+        }
+    }
+}
+
+/// Waits until the room says something; a signal that would end us ends the set-up instead.
+fn wait_for_word(hatch: &Hatch, signals: &mut Signals) -> Result<(), Error> {
+    loop {
+        let mut waited =
+            [PollFd::new(hatch.as_fd(), PollFlags::POLLIN), PollFd::new(signals.descriptor.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut waited, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(Error::supervisor("waiting for the room", errno)),
+            Ok(_) => {}
+        }
+        if waited[0].any().unwrap_or(true) {
+            return Ok(());
+        }
+        if let Some(signal @ (Signal::SIGHUP | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGTERM)) = signals.next() {
+            return Err(Error::Interrupted { signal: signal as i32 });
         }
     }
 }
@@ -313,10 +324,11 @@ fn no_exec(plan: &Plan, errno: Errno) -> Error {
 }
 
 /// The processes of one room, seen from outside.
-struct Processes {
+pub struct Processes {
     warden: Option<Pid>,
     leash: Option<OwnedFd>,
-    first: Option<(Pid, OwnedFd)>,
+    /// The room's first process, once it is born.
+    pub first: Option<(Pid, OwnedFd)>,
 }
 
 impl Processes {
@@ -327,14 +339,14 @@ impl Processes {
     }
 
     /// Kills the room.
-    fn kill(&self) {
+    pub fn kill(&self) {
         if let Some((_, pidfd)) = &self.first {
             let _ = pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
         }
     }
 
     /// Kills what is left and waits for all of it. The kernel reports the first process's end only when its pid namespace is empty.
-    fn end(&mut self) {
+    pub fn end(&mut self) {
         self.kill();
         if let Some((pid, _)) = self.first.take() {
             let _ = process::wait(pid);
@@ -361,267 +373,6 @@ impl Processes {
         pid.and_then(|pid| process::wait(pid).ok())
             .map_or_else(|| "no status".to_owned(), |ended| status_in_words(ended.status))
     }
-}
-
-/// Why the room is being ended.
-enum Stop {
-    /// It ended itself.
-    Itself,
-    /// A limit, or a signal that the payload did not take.
-    For(End),
-}
-
-/// Watches a running room.
-struct Watch<'a> {
-    plan: &'a Plan,
-    signals: Signals,
-    pump: Pump,
-    cgroup: Option<&'a Cgroup>,
-    recorder: Option<&'a mut Recorder>,
-    pasta: Option<&'a mut Pasta>,
-    sink: &'a mut dyn Sink,
-    begun: Instant,
-    heard: Instant,
-    output_bytes: u64,
-    buffer: Vec<u8>,
-}
-
-impl Watch<'_> {
-    /// Until the first process has ended and every byte that it left is handed on; why, and how many bytes there were.
-    fn until_the_end(mut self, room: &mut Processes) -> Result<(Stop, u64), Error> {
-        let mut stop = Stop::Itself;
-        let raw = RawTerminal::enter(&self.pump);
-        let mut ended = false;
-        loop {
-            if !ended && let Some(limit) = self.expired() {
-                stop = Stop::For(limit);
-                room.kill();
-                // Wait for its end, without limits now.
-                self.drain_after_kill(room)?;
-                break;
-            }
-            let happened = self.wait(room, ended, raw.is_some())?;
-            if let Some(limit) = happened.limit {
-                stop = Stop::For(limit);
-                room.kill();
-                self.drain_after_kill(room)?;
-                break;
-            }
-            if let Some(signal) = happened.signal
-                && let Some(end) = self.forward(signal, room)
-            {
-                stop = Stop::For(end);
-                room.kill();
-            }
-            ended |= happened.room_ended;
-            // Everything in the room is dead, so an empty pipe stays empty.
-            if ended && (self.pump.sources.is_empty() || happened.quiet) {
-                break;
-            }
-        }
-        drop(raw);
-        Ok((stop, self.output_bytes))
-    }
-
-    /// Hands on what a killed room had written already, as far as the limit of output allows.
-    fn drain_after_kill(&mut self, room: &Processes) -> Result<(), Error> {
-        if let Some((_, pidfd)) = &room.first {
-            let mut waited = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-            while matches!(poll(&mut waited, PollTimeout::NONE), Err(Errno::EINTR)) {}
-        }
-        for index in 0..self.pump.sources.len() {
-            while let Taken::Some = self.take_output(index)? {}
-        }
-        Ok(())
-    }
-
-    fn expired(&self) -> Option<End> {
-        let limits = &self.plan.room.limits;
-        if limits.time.is_some_and(|limit| self.begun.elapsed() >= limit.std()) {
-            return Some(End::Time);
-        }
-        // Cgroup v1 ends one process of a room that is out of memory; the rest would go on without it.
-        if self.watches_memory() && self.cgroup.is_some_and(ran_out_of_memory) {
-            return Some(End::Memory);
-        }
-        limits.silence.is_some_and(|limit| self.heard.elapsed() >= limit.std()).then_some(End::Silence)
-    }
-
-    fn watches_memory(&self) -> bool {
-        self.cgroup.is_some() && self.plan.room.limits.memory.is_some()
-    }
-
-    fn next_deadline(&self) -> PollTimeout {
-        let limits = &self.plan.room.limits;
-        let left = |limit: Option<crate::quantity::Duration>, since: Instant| {
-            limit.map(|limit| limit.std().saturating_sub(since.elapsed()))
-        };
-        let look_again = self.watches_memory().then_some(Duration::from_millis(200));
-        let nearest =
-            [left(limits.time, self.begun), left(limits.silence, self.heard), look_again].into_iter().flatten().min();
-        match nearest {
-            // One more millisecond: poll rounds down, and waking early would mean to spin.
-            Some(left) => PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
-            None => PollTimeout::NONE,
-        }
-    }
-
-    /// Waits for anything to happen, and takes it in.
-    fn wait(&mut self, room: &Processes, ended: bool, raw: bool) -> Result<Happened, Error> {
-        let first = room.first.as_ref().map(|(_, pidfd)| pidfd);
-        let stdin = std::io::stdin();
-        let mut kinds = vec![Waited::Signals];
-        let mut list = vec![PollFd::new(self.signals.descriptor.as_fd(), PollFlags::POLLIN)];
-        let mut add = |kind, descriptor| {
-            kinds.push(kind);
-            list.push(PollFd::new(descriptor, PollFlags::POLLIN));
-        };
-        if let (Some(first), false) = (first, ended) {
-            add(Waited::Room, first.as_fd());
-        }
-        if let Some(recorder) = self.recorder.as_deref().filter(|recorder| !recorder.over()) {
-            add(Waited::Refusals, recorder.as_fd());
-        }
-        if let Some(pasta) = self.pasta.as_deref() {
-            add(Waited::Pasta, pasta.as_fd());
-        }
-        for (index, (_, source)) in self.pump.sources.iter().enumerate() {
-            add(Waited::Source(index), source.as_fd());
-        }
-        if raw {
-            add(Waited::Keyboard, stdin.as_fd());
-        }
-        let timeout = if ended { PollTimeout::ZERO } else { self.next_deadline() };
-        let ready = match poll(&mut list, timeout) {
-            Err(Errno::EINTR) => 0,
-            Err(errno) => return Err(Error::supervisor("waiting for the room", errno)),
-            Ok(ready) => ready,
-        };
-        let happened: Vec<Waited> =
-            kinds.iter().zip(&list).filter(|(_, fd)| fd.any().unwrap_or(true)).map(|(kind, _)| *kind).collect();
-        drop(list);
-        let mut found = Happened { quiet: ready == 0, ..Happened::default() };
-        let mut closed = Vec::new();
-        for kind in happened {
-            match kind {
-                Waited::Signals => found.signal = self.signals.next(),
-                Waited::Room => found.room_ended = true,
-                Waited::Source(index) => match self.take_output(index)? {
-                    Taken::Some | Taken::None => {}
-                    Taken::TooMuch => found.limit = Some(End::Output),
-                    Taken::End => closed.push(index),
-                },
-                Waited::Keyboard => self.type_in(),
-                Waited::Refusals => {
-                    if let Some(recorder) = &mut self.recorder {
-                        recorder
-                            .answer()
-                            .map_err(|error| Error::supervisor("answering the filter's refusals", error))?;
-                    }
-                }
-                Waited::Pasta => {
-                    let words = self.pasta.take().and_then(Pasta::ended).unwrap_or_default();
-                    if !ended {
-                        return Err(Error::supervisor("pasta ended before the room", std::io::Error::other(words)));
-                    }
-                }
-            }
-        }
-        for index in closed.into_iter().rev() {
-            self.pump.sources.remove(index);
-        }
-        Ok(found)
-    }
-
-    fn take_output(&mut self, index: usize) -> Result<Taken, Error> {
-        let (stream, source) = &self.pump.sources[index];
-        let (stream, read) = (*stream, pump::read(source, &mut self.buffer));
-        match read.map_err(|errno| Error::supervisor("reading the command's output", errno))? {
-            Read::Later => Ok(Taken::None),
-            Read::End => Ok(Taken::End),
-            Read::Some(length) => {
-                self.heard = Instant::now();
-                let most = self.plan.room.limits.output.map(|size| size.bytes(self.plan.memory));
-                let room_left = most.map_or(u64::MAX, |most| most.saturating_sub(self.output_bytes));
-                let length = length as u64;
-                let shown = length.min(room_left);
-                self.output_bytes += shown;
-                self.sink
-                    .output(stream, &self.buffer[..shown as usize])
-                    .map_err(|error| Error::supervisor("handing on the command's output", error))?;
-                Ok(if length > room_left { Taken::TooMuch } else { Taken::Some })
-            }
-        }
-    }
-
-    /// What the person types goes to the room's terminal.
-    fn type_in(&mut self) {
-        let mut buffer = [0; 4096];
-        let Some(terminal) = &self.pump.terminal else { return };
-        if let Ok(length) = nix::unistd::read(std::io::stdin().as_fd(), &mut buffer) {
-            // A terminal that is full drops what is typed, as terminals do.
-            let _ = crate::sys::file::write_whole(terminal.as_fd(), &buffer[..length]);
-        }
-    }
-
-    /// Hands a signal on. A first process of a pid namespace is not ended by a signal that it has no handler for, not even by one
-    /// from outside: where the default action is to end, we do that.
-    fn forward(&mut self, signal: Signal, room: &Processes) -> Option<End> {
-        if signal == Signal::SIGWINCH {
-            if let Some(terminal) = &self.pump.terminal
-                && let Ok(size) = crate::sys::device::window_size(std::io::stdin().as_fd())
-            {
-                let _ = crate::sys::device::set_window_size(terminal.as_fd(), &size);
-            }
-            return None;
-        }
-        let (pid, pidfd) = room.first.as_ref()?;
-        if self.plan.room.process.init {
-            // It waits for signals by sigwaitinfo(2), during which the kernel shows none of them as blocked.
-            let _ = pidfd_signal(pidfd.as_fd(), signal as i32);
-            return None;
-        }
-        let status = crate::sys::file::read_proc(format!("/proc/{pid}/status")).unwrap_or_default();
-        let in_mask = |key: &str| {
-            status
-                .lines()
-                .find_map(|line| u64::from_str_radix(line.strip_prefix(key)?.trim(), 16).ok())
-                .is_some_and(|mask| mask & (1 << (signal as i32 - 1)) != 0)
-        };
-        if in_mask("SigCgt:") || in_mask("SigBlk:") {
-            let _ = pidfd_signal(pidfd.as_fd(), signal as i32);
-            return None;
-        }
-        if in_mask("SigIgn:") {
-            return None;
-        }
-        Some(End::Signaled(signal as i32))
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Waited {
-    Signals,
-    Room,
-    Source(usize),
-    Keyboard,
-    Refusals,
-    Pasta,
-}
-
-#[derive(Default)]
-struct Happened {
-    signal: Option<Signal>,
-    room_ended: bool,
-    limit: Option<End>,
-    quiet: bool,
-}
-
-enum Taken {
-    Some,
-    None,
-    TooMuch,
-    End,
 }
 
 /// Waits for all processes and adds up.
@@ -653,94 +404,4 @@ fn finish(plan: &Plan, room: &mut Processes, watched: Result<(Stop, u64), Error>
         ..Account::default()
     };
     Ok((end, account))
-}
-
-/// Signals for the payload, taken in as events for as long as this lives.
-struct Signals {
-    descriptor: SignalFd,
-    before: SigSet,
-}
-
-impl Signals {
-    fn take() -> Result<Self, Error> {
-        let say = |errno| Error::supervisor("blocking signals", errno);
-        let set: SigSet = FORWARDED.into_iter().collect();
-        let before = set.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK).map_err(say)?;
-        let descriptor = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(say)?;
-        Ok(Self { descriptor, before })
-    }
-
-    fn next(&mut self) -> Option<Signal> {
-        let info = self.descriptor.read_signal().ok().flatten()?;
-        Signal::try_from(info.ssi_signo as i32).ok()
-    }
-}
-
-impl Drop for Signals {
-    fn drop(&mut self) {
-        let _ = self.before.thread_set_mask();
-    }
-}
-
-/// The caller's terminal in raw mode while the room's own is shown on it.
-struct RawTerminal {
-    before: nix::sys::termios::Termios,
-}
-
-impl RawTerminal {
-    fn enter(pump: &Pump) -> Option<Self> {
-        use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-        pump.terminal.as_ref()?;
-        let stdin = std::io::stdin();
-        let before = tcgetattr(&stdin).ok()?;
-        let mut raw = before.clone();
-        cfmakeraw(&mut raw);
-        tcsetattr(&stdin, SetArg::TCSANOW, &raw).ok()?;
-        Some(Self { before })
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        use nix::sys::termios::{SetArg, tcsetattr};
-        let _ = tcsetattr(std::io::stdin(), SetArg::TCSADRAIN, &self.before);
-    }
-}
-
-/// Where the time goes.
-struct Clock {
-    on: bool,
-    last: Instant,
-    laps: Vec<Timing>,
-    steps: Vec<(usize, u64)>,
-}
-
-impl Clock {
-    fn new(on: bool) -> Self {
-        Self { on, last: Instant::now(), laps: Vec::new(), steps: Vec::new() }
-    }
-
-    fn lap(&mut self, what: &str) {
-        if self.on {
-            let now = Instant::now();
-            let microseconds = (now - self.last).as_micros() as u64;
-            self.last = now;
-            self.laps.push(Timing { what: what.into(), microseconds });
-        }
-    }
-
-    fn step(&mut self, number: usize, time: Duration) {
-        if self.on {
-            self.steps.push((number, time.as_nanos() as u64));
-        }
-    }
-
-    fn into_timings(mut self, plan: &Plan) -> Vec<Timing> {
-        self.steps.sort_unstable();
-        let steps = self.steps.iter().map(|(number, nanoseconds)| Timing {
-            what: format!("step {number}, {}", plan.steps[*number]),
-            microseconds: nanoseconds / 1000,
-        });
-        self.laps.into_iter().chain(steps).collect()
-    }
 }

@@ -112,7 +112,9 @@ impl Layer {
     /// What is open when the layer is left out, in a few words.
     pub fn left_open(self) -> &'static str {
         match self {
-            Self::Namespaces => "the host's processes, IPC objects and names",
+            Self::Namespaces => {
+                "the host's processes, IPC objects and names; what the command leaves running outlives the room"
+            }
             Self::Identity => "the user namespace that owns the room's mounts",
             Self::Root => "writing, set-id programs and device nodes on every mount",
             Self::Devices => "the host's /dev",

@@ -126,6 +126,9 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// The number of the call in which a process waits for signals that it does not handle, as `/proc/PID/syscall` shows it.
+pub const SIGNAL_WAIT: libc::c_long = libc::SYS_rt_sigtimedwait;
+
 /// Every signal back to its default action, none blocked: a payload begins as a login shell's child would.
 ///
 /// By the raw call: the C library refuses the two signals that it keeps for itself (32 and 33 in glibc), which its own posix_spawn(3)

@@ -137,14 +137,16 @@ const FORWARDED: [Signal; 6] =
 
 #[test]
 fn signals_reach_a_payload_that_takes_them() {
-    let mut running = room().start_probe(["catch"]);
-    assert_eq!(running.line(), "ready");
-    for signal in FORWARDED {
-        running.signal(signal);
-        assert_eq!(running.line(), signal.as_str());
+    for way in ["catch", "catch-waiting"] {
+        let mut running = room().start_probe([way]);
+        assert_eq!(running.line(), "ready");
+        for signal in FORWARDED {
+            running.signal(signal);
+            assert_eq!(running.line(), signal.as_str(), "{way}");
+        }
+        let ended = running.to_the_end();
+        assert_eq!(ended.status, 0, "{way} {ended:?}");
     }
-    let ended = running.to_the_end();
-    assert_eq!(ended.status, 0, "{ended:?}");
 }
 
 #[test]
