@@ -26,6 +26,8 @@ pub struct Facts {
     pub debian_clone: Option<u64>,
     /// `kernel.apparmor_restrict_unprivileged_userns`, a setting of Ubuntu's kernels.
     pub apparmor_restricts: Option<u64>,
+    /// What is mounted over a part of the visible `/proc`, so that the kernel refuses a new procfs.
+    pub proc_masks: Vec<String>,
     /// What is around us.
     pub around: Around,
     /// The version of Landlock's interface.
@@ -74,6 +76,7 @@ impl Facts {
             most: [Kind::User].into_iter().chain(OTHER_KINDS).map(|kind| (kind, most(kind))).collect(),
             debian_clone: number("kernel/unprivileged_userns_clone"),
             apparmor_restricts: number("kernel/apparmor_restrict_unprivileged_userns"),
+            proc_masks: proc_masks(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()),
             around: Around::read(&status, &uid_map, container()),
             landlock: sys::feature::landlock_interface(),
             security_modules: fs::read_to_string("/sys/kernel/security/lsm").ok().map(|list| list.trim().to_owned()),
@@ -101,6 +104,14 @@ impl Around {
             mapped_uids: lengths.sum(),
         }
     }
+}
+
+/// What stands on the visible procfs. The launcher looks at likely places only, for speed; here all are of interest. What is mounted on
+/// the automount point that is always there covers nothing.
+fn proc_masks(mountinfo: &str) -> Vec<String> {
+    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+    let masks = points.filter(|point| point.starts_with("/proc/") && *point != "/proc/sys/fs/binfmt_misc");
+    masks.map(str::to_owned).collect()
 }
 
 fn setting(name: &str) -> Option<String> {
@@ -160,6 +171,7 @@ impl Facts {
             most: [Kind::User].into_iter().chain(OTHER_KINDS).map(|kind| (kind, Some(60_000))).collect(),
             debian_clone: None,
             apparmor_restricts: None,
+            proc_masks: Vec::new(),
             around: Around { mapped_uids: 4_294_967_295, ..Around::default() },
             landlock: Ok(10),
             security_modules: Some("capability,landlock".into()),
@@ -176,7 +188,7 @@ impl Facts {
         let no = Errno::ENOSYS;
         let why = || ("why".to_owned(), "fix".to_owned());
         self.host.mount_setattr = false;
-        self.host.masked_proc = Some(why());
+        self.proc_masks = vec!["/proc/kcore".into()];
         self.host.counts_processes_per_namespace = false;
         self.host.kvm = Err(why());
         self.host.subordinate = Err("why".into());
@@ -196,6 +208,13 @@ impl Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_mount_on_proc_is_a_mask_but_the_automount_point() {
+        let table = "22 27 0:21 / /proc rw - proc proc rw\n23 22 0:30 / /proc/sys/fs/binfmt_misc rw - autofs systemd-1 rw\n\
+                     24 22 0:31 / /proc/kcore rw,nosuid - tmpfs tmpfs rw\n25 27 0:32 / /process rw - tmpfs tmpfs rw\n";
+        assert_eq!(proc_masks(table), ["/proc/kcore"]);
+    }
 
     #[test]
     fn what_is_around_us_is_read_from_our_own_status() {

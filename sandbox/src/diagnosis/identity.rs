@@ -17,21 +17,25 @@ fn one(facts: &Facts) -> Diagnosis {
             Verdict::Works,
             format!("{} rooms at a time, each under an id of its own from {} on", pool.slots, pool.first),
         ),
-        Err(why) if host.privileged => row(
+        _ if host.uid != host.kernel_root.uid && host.gid != host.kernel_root.gid => {
+            row(Verdict::Works, format!("rooms run under your own kernel ids, called uid {}, gid {} here", host.uid, host.gid))
+        }
+        // The map was read, so there are capabilities enough, and no ids.
+        Err(why) if host.uid == 0 && facts.around.mapped_uids < u64::from(u32::MAX) => row(
             Verdict::Missing,
-            format!("we are root where there are no other ids to give a room: {why}; no room ever runs as uid 0"),
+            format!("we are the kernel's root, where there are no other ids to give a room ({why}); no room ever runs as root"),
         )
         .fix(
             "start anchorhold as an ordinary user; or map more ids into this user namespace \
              (podman run --userns=auto:size=65536, unshare --map-auto)",
         ),
-        _ if host.uid == 0 || host.gid == 0 => row(
+        _ => row(
             Verdict::Missing,
-            "uid or gid is 0 without CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN: no room ever runs as either, and no other can be taken"
+            "we are the kernel's root by uid or gid, without CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN: no room ever runs as root, and \
+             no other id can be taken"
                 .into(),
         )
         .fix("start anchorhold as an ordinary user, or as root with these capabilities (--cap-add in a container)"),
-        _ => row(Verdict::Works, format!("rooms run under your own kernel ids: uid {}, gid {}", host.uid, host.gid)),
     }
 }
 
@@ -75,12 +79,16 @@ mod tests {
     #[test]
     fn a_root_with_one_id_is_told_so() {
         let mut facts = Facts::healthy();
-        facts.host.privileged = true;
         facts.host.uid = 0;
+        facts.around.mapped_uids = 1;
         facts.host.ids = Err("this user namespace maps only 1 ids".into());
         let row = one(&facts);
         assert_eq!(row.verdict, Verdict::Missing);
         assert!(row.found.contains("only 1 ids"), "{}", row.found);
+        // A root that is nobody outside is an ordinary user.
+        facts.host.kernel_root.uid = 65534;
+        facts.host.kernel_root.gid = 65534;
+        assert_eq!(one(&facts).verdict, Verdict::Works);
     }
 
     #[test]

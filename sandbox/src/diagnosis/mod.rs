@@ -174,7 +174,7 @@ pub fn examine(payload: &Payload) -> Report {
 /// Every judgement on these facts and attempts. Pure.
 fn judge(facts: &Facts, default: &Attempt, options: &trial::Options) -> Vec<Diagnosis> {
     let mut all = trial::judge(default);
-    if facts.host.masked_proc.is_some() {
+    if !facts.proc_masks.is_empty() {
         let refused = |one: &&mut Diagnosis| one.layer == Some(Layer::Proc) && one.verdict == Verdict::Missing;
         if let Some(row) = all.iter_mut().find(refused) {
             row.fix = Some(proc::way_out_of_a_mask(&options.outer_proc));

@@ -20,13 +20,18 @@ pub fn way_out_of_a_mask(outer_proc: &Attempt) -> String {
 /// Judges both.
 pub fn judge(facts: &Facts, outer_proc: &Attempt) -> Vec<Diagnosis> {
     let row = |verdict, found: String| Diagnosis::new(Group::Host, "procfs", Layer::Proc, verdict, found);
-    let whole = match &facts.host.masked_proc {
-        None => row(Verdict::Works, "the visible /proc is whole, so a room may have a new one".into()),
-        Some((why, _)) => row(Verdict::Missing, format!("{why}; the kernel refuses a new procfs there (EPERM)"))
-            .fix(way_out_of_a_mask(outer_proc)),
+    let masks = &facts.proc_masks;
+    let whole = if masks.is_empty() {
+        row(Verdict::Works, "the visible /proc is whole, so a room may have a new one".into())
+    } else {
+        let more = if masks.len() > 3 { format!(" and {} more", masks.len() - 3) } else { String::new() };
+        let named = masks.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let found =
+            format!("the visible /proc is masked on {named}{more}; the kernel refuses a new procfs there (EPERM)");
+        row(Verdict::Missing, found).fix(way_out_of_a_mask(outer_proc))
     };
     let gives = "--proc outer: the weaker tier for containers that mask /proc, never taken without being asked for";
-    let needed = facts.host.masked_proc.is_some();
+    let needed = !masks.is_empty();
     let tier = trial::option("outer-proc", Layer::Proc, outer_proc, gives, String::new);
     // The way out of a masked /proc is not the tier that is asked for already.
     let tier = match tier.verdict {
@@ -50,7 +55,7 @@ mod tests {
     #[test]
     fn a_masked_proc_is_said_with_its_tier() {
         let mut facts = Facts::healthy();
-        facts.host.masked_proc = Some(("something is mounted on /proc/kcore".into(), "unmask it".into()));
+        facts.proc_masks = ["keys", "kcore", "asound", "scsi"].map(|name| format!("/proc/{name}")).to_vec();
         let rows = judge(&facts, &made());
         assert_eq!((rows[0].verdict, rows[1].verdict), (Verdict::Missing, Verdict::Works));
         assert!(rows[0].found.contains("/proc/kcore"));

@@ -176,7 +176,7 @@ impl Options {
             nested: try_one(hope, &|room| room.profile = Profile::Nested),
             fetch: try_one(hope && host.way_out.is_ok(), &|room| room.profile = Profile::Fetch),
             // Where /proc is masked the default room cannot be made, and this is the way out.
-            outer_proc: try_one(hope || host.masked_proc.is_some(), &|room| {
+            outer_proc: try_one(hope || !facts.proc_masks.is_empty(), &|room| {
                 room.proc.source = ProcSource::Outer;
             }),
             limits: (hope && any).then(|| {
