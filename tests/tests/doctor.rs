@@ -2,11 +2,14 @@
 #![allow(missing_docs)]
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use anchorhold_tests::host::is_root;
+use anchorhold_tests::room::anchorhold;
+use anchorhold_tests::skip;
 use serde_json::Value;
 
 /// The names that users of `--json` may rely on.
@@ -39,19 +42,6 @@ const OPTIONS: [&str; 14] = [
     "outer-proc",
     "time-namespace",
 ];
-
-/// The program under test: the one that is named, or the one that was built beside this test.
-fn program() -> PathBuf {
-    if let Some(named) = std::env::var_os("ANCHORHOLD_BIN") {
-        return named.into();
-    }
-    let own = std::env::current_exe().expect("a test has a file");
-    own.parent().and_then(Path::parent).expect("target/…/deps/").join("anchorhold")
-}
-
-fn is_root() -> bool {
-    std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
-}
 
 fn run(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
@@ -86,16 +76,16 @@ fn within(unshare: &[&str], script: &str, arguments: &[&str]) -> Option<Output> 
         Ok(probe) if probe.status.success() => {}
         Ok(probe) => {
             let why = String::from_utf8_lossy(&probe.stderr);
-            println!("SKIP: unshare {} with `{script}`: {}", unshare.join(" "), why.trim());
+            skip(&format!("unshare {} with `{script}`: {}", unshare.join(" "), why.trim()));
             return None;
         }
         Err(error) => {
-            println!("SKIP: unshare: {error}");
+            skip(&format!("unshare: {error}"));
             return None;
         }
     }
     let mut command = Command::new("unshare");
-    command.args(unshare).args(["sh", "-c", script, "sh"]).arg(program()).arg("doctor").args(arguments);
+    command.args(unshare).args(["sh", "-c", script, "sh"]).arg(anchorhold()).arg("doctor").args(arguments);
     Some(run(&mut command))
 }
 
@@ -125,19 +115,19 @@ fn agrees_with_run(command: impl Fn() -> Command) {
 
 #[test]
 fn the_verdict_is_true_for_whoever_runs_this() {
-    agrees_with_run(|| Command::new(program()));
+    agrees_with_run(|| Command::new(anchorhold()));
 }
 
 #[test]
 fn the_verdict_is_true_for_an_ordinary_user_without_an_entry_anywhere() {
     if !is_root() {
-        println!("SKIP: only root can become somebody else");
+        skip("only root can become somebody else");
         return;
     }
     let directory = tempfile::tempdir().expect("a directory");
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
     let copy = directory.path().join("anchorhold");
-    std::fs::copy(program(), &copy).expect("copy");
+    std::fs::copy(anchorhold(), &copy).expect("copy");
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).expect("chmod");
     // No user database knows this one: nothing may depend on that, nor crash over it.
     let user = || {
@@ -154,7 +144,7 @@ fn the_verdict_is_true_for_an_ordinary_user_without_an_entry_anywhere() {
 
 #[test]
 fn the_json_has_its_keys_and_names() {
-    let report = json(&run(Command::new(program()).args(["doctor", "--json"])));
+    let report = json(&run(Command::new(anchorhold()).args(["doctor", "--json"])));
     let keys = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<BTreeSet<_>>();
     let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
     let top = ["version", "made_by", "kernel", "uid", "privileged", "default_room", "diagnoses"];
@@ -179,7 +169,7 @@ fn the_json_has_its_keys_and_names() {
 
 #[test]
 fn a_pipe_gets_no_colour_and_one_line_for_each_thing() {
-    let output = run(Command::new(program()).arg("doctor").env("TERM", "xterm-256color").env_remove("NO_COLOR"));
+    let output = run(Command::new(anchorhold()).arg("doctor").env("TERM", "xterm-256color").env_remove("NO_COLOR"));
     let said = text(&output);
     assert!(!said.contains('\x1b'), "{said:?}");
     for line in said.lines().skip(4).filter(|line| line.starts_with(' ')) {
@@ -193,7 +183,7 @@ fn a_terminal_gets_colour_unless_it_is_not_wanted() {
     let directory = tempfile::tempdir().expect("a directory");
     let shown = |no_color: Option<&str>| {
         let mut command = Command::new("script");
-        command.args(["-qec", &format!("'{}' doctor", program().display()), "/dev/null"]);
+        command.args(["-qec", &format!("'{}' doctor", anchorhold().display()), "/dev/null"]);
         command.env("TERM", "xterm").env_remove("NO_COLOR").current_dir(directory.path());
         if let Some(value) = no_color {
             command.env("NO_COLOR", value);
@@ -201,7 +191,7 @@ fn a_terminal_gets_colour_unless_it_is_not_wanted() {
         command.stdin(Stdio::null()).output()
     };
     match shown(None) {
-        Err(error) => println!("SKIP: script(1): {error}"),
+        Err(error) => skip(&format!("script(1): {error}")),
         Ok(output) => {
             assert!(text(&output).contains("\x1b[32mworks"), "{}", text(&output));
             let plain = shown(Some("1")).expect("it ran before");
@@ -215,7 +205,7 @@ fn a_terminal_gets_colour_unless_it_is_not_wanted() {
 #[test]
 fn a_reader_that_is_full_changes_nothing_about_the_status() {
     let status = |stdout: Stdio| {
-        let mut command = Command::new(program());
+        let mut command = Command::new(anchorhold());
         command.arg("doctor").stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped());
         let output = command.output().expect("it starts");
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -258,7 +248,7 @@ fn another_kind_of_namespace_that_may_not_be_made_is_named() {
 fn a_masked_proc_is_named_with_the_weaker_tier() {
     let masked = ["kcore", "kmsg", "keys"].map(|name| format!("/proc/{name}"));
     let Some(masked) = masked.iter().find(|path| Path::new(path).exists()) else {
-        println!("SKIP: this /proc has nothing that containers mask");
+        skip("this /proc has nothing that containers mask");
         return;
     };
     // A user namespace makes an ordinary user able to mount; the kernel's own root must not be in one, where it would have no id to
@@ -305,15 +295,15 @@ fn a_root_with_one_id_is_told_who_to_be_if_it_is_the_kernels() {
 fn a_kvm_that_answers_and_cannot_run_a_guest_is_unusable() {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let Some(flags) = cpuinfo.lines().find(|line| line.starts_with("flags")) else {
-        println!("SKIP: the processors here have no flags");
+        skip("the processors here have no flags");
         return;
     };
     let able = flags.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm");
     if able || !Path::new("/dev/kvm").exists() {
-        println!("SKIP: no /dev/kvm here, or one that works");
+        skip("no /dev/kvm here, or one that works");
         return;
     }
-    let report = json(&run(Command::new(program()).args(["doctor", "--json"])));
+    let report = json(&run(Command::new(anchorhold()).args(["doctor", "--json"])));
     let row = diagnosis(&report, "option", "kvm");
     assert_eq!(row["verdict"], "missing");
     assert!(said(row, "found").contains("unusable") && said(row, "found").contains("vmx"), "{row}");
@@ -322,9 +312,9 @@ fn a_kvm_that_answers_and_cannot_run_a_guest_is_unusable() {
 #[test]
 fn what_is_around_us_is_told() {
     let mut command = Command::new("setpriv");
-    command.arg("--no-new-privs").arg(program()).args(["doctor", "--json"]);
+    command.arg("--no-new-privs").arg(anchorhold()).args(["doctor", "--json"]);
     match command.stdin(Stdio::null()).output() {
-        Err(error) => println!("SKIP: setpriv(1): {error}"),
+        Err(error) => skip(&format!("setpriv(1): {error}")),
         Ok(output) => {
             let report = json(&output);
             let row = diagnosis(&report, "setting", "surroundings");
