@@ -142,7 +142,7 @@ pub struct Options {
     pub nested: Attempt,
     /// With a network, through pasta(1).
     pub fetch: Attempt,
-    /// With a `/proc` of processes only.
+    /// With the `/proc` around us instead of one of its own.
     pub outer_proc: Attempt,
     /// With a control group that has every limit that can be set without changing a group which is not ours alone.
     pub limits: Option<Attempt>,
