@@ -238,9 +238,9 @@ fn choose(room: &Room, host: &Host) -> Result<Ids, Refusal> {
         Outside::Auto if host.privileged => Ok(Ids::Allocated { length: 1 }),
         Outside::Range if host.privileged => Ok(Ids::Allocated { length: RANGE_LENGTH }),
         _ if host.uid == host.kernel_root.uid || host.gid == host.kernel_root.gid => refuse(
-            "root without its capabilities",
-            "no id of a room is ever the kernel's uid 0 or gid 0, and without CAP_SETUID, CAP_SETGID and CAP_SYS_ADMIN no other can be taken",
-            "start anchorhold as an ordinary user, or as root with these capabilities",
+            "the kernel's root with no other id to take on",
+            "no id of a room is ever the kernel's uid 0 or gid 0, and another takes CAP_SETUID, CAP_SETGID, CAP_SYS_ADMIN and ids that are mapped here",
+            "start anchorhold as an ordinary user, or as root with these capabilities where more ids are mapped",
         ),
         Outside::Auto => Ok(Ids::Own { uid: host.uid, gid: host.gid }),
         Outside::Range => match &host.subordinate {
