@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anchorhold_sandbox::Plan;
 use anchorhold_sandbox::outcome::exit_status;
-use anchorhold_sandbox::plan::Place;
+use anchorhold_sandbox::plan::{Place, Stage};
 use clap::Args;
 
 use super::room_options::RoomOptions;
@@ -67,6 +67,7 @@ fn in_words(plan: &Plan) -> String {
             place = Some(step.place);
             let heading = match step.place {
                 Place::Supervisor => "The supervisor, outside:",
+                Place::Warden if step.stage == Stage::Network => "The warden, at the same time:",
                 Place::Warden => "The warden, between:",
                 Place::Room => "The room's first process:",
             };

@@ -86,7 +86,8 @@ fn options<T: FromArgMatches>(matches: &clap::ArgMatches) -> T {
 
 /// A subcommand's command from its typed options.
 fn command<T: Args>(name: &'static str, about: &'static str) -> Command {
-    T::augment_args(Command::new(name).about(about))
+    // The options' own description is for readers of the code; the subcommand's is for those of --help.
+    T::augment_args(Command::new(name)).about(about).long_about(None)
 }
 
 /// One line on standard error, in the form of all that this program says of itself.
