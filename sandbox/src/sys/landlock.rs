@@ -1,4 +1,4 @@
-//! Landlock through its crate, and the one question that the crate does not answer in public.
+//! Landlock through its crate.
 
 use std::path::PathBuf;
 
@@ -13,21 +13,11 @@ use crate::layers::landlock::{Allowed, SCOPES_FROM};
 
 /// The newest interface that crate `landlock` knows here. An interface is used in full or not at all, so it must be one that was
 /// reviewed.
-const NEWEST_REVIEWED: i64 = 9;
+const NEWEST_REVIEWED: u32 = 9;
 
 /// The version of the kernel's interface, at most the newest reviewed; 0 when there is none.
 pub fn version() -> u32 {
-    const LANDLOCK_CREATE_RULESET_VERSION: libc::c_uint = 1;
-    // SAFETY: with this flag and no attributes the kernel reads nothing and returns a number.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            std::ptr::null::<libc::c_void>(),
-            0,
-            LANDLOCK_CREATE_RULESET_VERSION,
-        )
-    };
-    answer.clamp(0, NEWEST_REVIEWED) as u32
+    super::feature::landlock_interface().unwrap_or(0).min(NEWEST_REVIEWED)
 }
 
 /// Enforces a ruleset on the calling process, in full.
