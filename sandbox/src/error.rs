@@ -141,11 +141,6 @@ impl Error {
     pub(crate) fn supervisor(doing: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::Supervisor { doing: doing.into(), source: source.into() }
     }
-
-    /// Whether the payload has certainly never run.
-    pub fn never_started(&self) -> bool {
-        !matches!(self, Self::Supervisor { .. })
-    }
 }
 
 /// The errno of a number, for those who do not use crate `nix`.

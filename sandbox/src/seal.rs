@@ -101,6 +101,10 @@ impl Seal {
 /// A line of `/proc/<pid>/mountinfo`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MountLine<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// The id of the mount that it stands on.
+    pub parent: &'a str,
     /// Mount point, from the room's root.
     pub point: &'a str,
     /// Per-mount options.
@@ -127,9 +131,13 @@ impl<'a> MountLine<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         // 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
         let (left, right) = line.split_once(" - ")?;
-        let mut left = left.splitn(7, ' ').skip(4);
+        let mut left = left.splitn(7, ' ');
+        let (id, parent) = (left.next()?, left.next()?);
+        let mut left = left.skip(2);
         let mut right = right.split(' ');
         Some(Self {
+            id,
+            parent,
             point: left.next()?,
             options: left.next()?,
             propagation: left.next().unwrap_or_default(),

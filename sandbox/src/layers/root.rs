@@ -18,7 +18,7 @@ use crate::error::Refusal;
 use crate::host::Host;
 use crate::plan::{Draft, Stage};
 use crate::room::{Entry, Room};
-use crate::seal::{Finding, MountLine, View};
+use crate::seal::{Finding, View};
 use crate::site::{Outcome, Site, Trouble, check_room_path};
 use crate::sys::{MountFlags, Propagation};
 
@@ -351,21 +351,31 @@ fn bind(site: &mut Site<'_>, tree: &OwnedFd, outside: &Path, inside: &Path, flag
     site.attach(tree.as_fd(), inside, kind == SFlag::S_IFDIR)
 }
 
+/// What a mount at `point` must be, by the innermost entry that it belongs to: what is given writable may hold something that is not.
+fn wanted(room: &Room, point: &Path) -> MountFlags {
+    // The table is read as text, in which other bytes are replaced, so paths are compared as such text.
+    let as_text = |path: &Path| PathBuf::from(path.to_string_lossy().into_owned());
+    let point = as_text(point);
+    let innermost = room
+        .mounts
+        .iter()
+        .filter(|entry| matches!(entry, Entry::Bind { .. } | Entry::Tmpfs { .. }))
+        .filter(|entry| point.starts_with(as_text(entry.inside())))
+        .max_by_key(|entry| entry.inside().components().count());
+    match innermost {
+        Some(Entry::Bind { writable, noexec, .. }) => {
+            MountFlags { read_only: !writable, noexec: *noexec, ..MountFlags::PLAIN }
+        }
+        Some(Entry::Tmpfs { noexec, .. }) => MountFlags { noexec: *noexec, ..MountFlags::PLAIN },
+        _ => MountFlags::READ_ONLY,
+    }
+}
+
 pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     let mut finding = Finding::new();
     if view.mounts.is_empty() {
         finding.wrong("the room has no mount table");
     }
-    // The table is read as text, in which other bytes are replaced, so paths are compared as such text.
-    let as_text = |path: &Path| PathBuf::from(path.to_string_lossy().into_owned());
-    let writable = |mount: &MountLine<'_>| {
-        let point = as_text(&mount.path());
-        room.mounts.iter().any(|entry| match entry {
-            Entry::Bind { inside, writable, .. } => *writable && point.starts_with(as_text(inside)),
-            Entry::Tmpfs { inside, .. } => point == as_text(inside),
-            _ => false,
-        })
-    };
     let mut read_only = 0;
     for mount in view.mounts.iter() {
         let point = mount.point;
@@ -382,10 +392,17 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
         if !mount.has("nodev") {
             finding.wrong(format!("{point} is without nodev"));
         }
-        if mount.has("ro") {
-            read_only += 1;
-        } else if !writable(mount) {
+        read_only += u32::from(mount.has("ro"));
+        // What another mount covers whole cannot be reached, and has the restrictions of what it came with.
+        if view.mounts.iter().any(|above| above.parent == mount.id && above.point == point) {
+            continue;
+        }
+        let wanted = wanted(room, &mount.path());
+        if wanted.read_only && !mount.has("ro") {
             finding.wrong(format!("{point} is writable"));
+        }
+        if wanted.noexec && !mount.has("noexec") {
+            finding.wrong(format!("{point} is without noexec"));
         }
     }
     finding.fact("mounts", view.mounts.len().to_string());
@@ -397,4 +414,40 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
         roots => finding.wrong(format!("{} mounts stand at /: the old root is still there", roots.len())),
     }
     finding
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_held_to_the_innermost_entry_that_it_belongs_to() {
+        let bind = |inside: &str, writable, noexec| Entry::Bind {
+            inside: inside.into(),
+            outside: None,
+            writable,
+            optional: false,
+            noexec,
+        };
+        let mounts = vec![
+            bind("/a", true, false),
+            bind("/a/inputs", false, true),
+            Entry::Tmpfs {
+                inside: "/a/inputs/t".into(),
+                size: crate::quantity::Size::mebibytes(1),
+                mode: 0o755,
+                noexec: false,
+            },
+        ];
+        let room = Room { mounts, ..Room::default() };
+        let at = |point: &str| {
+            let wanted = wanted(&room, Path::new(point));
+            (wanted.read_only, wanted.noexec)
+        };
+        assert_eq!(at("/"), (true, false));
+        assert_eq!(at("/a/submount"), (false, false));
+        assert_eq!(at("/a/inputs/submount"), (true, true), "a writable tree does not make what is in it writable");
+        assert_eq!(at("/a/inputs/t"), (false, false));
+        assert_eq!(at("/ab"), (true, false), "a name is not a path's beginning");
+    }
 }

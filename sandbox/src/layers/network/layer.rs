@@ -132,13 +132,6 @@ impl fmt::Display for Action {
     }
 }
 
-impl Action {
-    /// Whether the warden does it, while the room is being built.
-    pub fn is_the_wardens(&self) -> bool {
-        matches!(self, Self::Make | Self::LoopbackUp | Self::InstallPolicy(_))
-    }
-}
-
 /// The network that a room really has: a room without the layer has the host's.
 pub fn mode(room: &Room) -> NetworkMode {
     if room.has(Layer::Network) { room.network_mode() } else { NetworkMode::Host }
