@@ -1,0 +1,1 @@
+//! Binary caches: narinfo, signatures, compressed archives.

@@ -1,0 +1,1 @@
+//! Derivations: read, checked, written, and what they ask of a build.
