@@ -4,6 +4,7 @@
 //! (move_mount(2)): there is no moment at which a mount is visible with less than its restrictions. Before Linux 5.12 there
 //! is one, in which nobody looks: see [`crate::sys::one_by_one`].
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -351,23 +352,39 @@ fn bind(site: &mut Site<'_>, tree: &OwnedFd, outside: &Path, inside: &Path, flag
     site.attach(tree.as_fd(), inside, kind == SFlag::S_IFDIR)
 }
 
-/// What a mount at `point` must be, by the innermost entry that it belongs to: what is given writable may hold something that is not.
-fn wanted(room: &Room, point: &Path) -> MountFlags {
-    // The table is read as text, in which other bytes are replaced, so paths are compared as such text.
-    let as_text = |path: &Path| PathBuf::from(path.to_string_lossy().into_owned());
-    let point = as_text(point);
-    let innermost = room
-        .mounts
-        .iter()
-        .filter(|entry| matches!(entry, Entry::Bind { .. } | Entry::Tmpfs { .. }))
-        .filter(|entry| point.starts_with(as_text(entry.inside())))
-        .max_by_key(|entry| entry.inside().components().count());
-    match innermost {
-        Some(Entry::Bind { writable, noexec, .. }) => {
-            MountFlags { read_only: !writable, noexec: *noexec, ..MountFlags::PLAIN }
+fn wanted(room: &Room) -> Wanted {
+    let entries = room.mounts.iter().filter_map(|entry| {
+        let flags = match entry {
+            Entry::Bind { writable, noexec, .. } => {
+                MountFlags { read_only: !writable, noexec: *noexec, ..MountFlags::PLAIN }
+            }
+            Entry::Tmpfs { noexec, .. } => MountFlags { noexec: *noexec, ..MountFlags::PLAIN },
+            _ => return None,
+        };
+        let normal: PathBuf = entry.inside().components().collect();
+        // The table is read as text, in which other bytes are replaced, so paths are compared as such text.
+        Some((normal.to_string_lossy().into_owned(), flags))
+    });
+    Wanted(entries.collect())
+}
+
+/// What each entry's mounts must be. A room has hundreds of entries and as many mounts, so neither is walked for the other.
+struct Wanted(HashMap<String, MountFlags>);
+
+impl Wanted {
+    /// What the mount at `point` must be, by the innermost entry that it belongs to: what is given writable may hold
+    /// something that is not.
+    fn at(&self, point: &str) -> MountFlags {
+        let mut ancestor = point;
+        loop {
+            if let Some(flags) = self.0.get(ancestor) {
+                return *flags;
+            }
+            match ancestor.rfind('/') {
+                Some(slash) if slash > 0 => ancestor = &ancestor[..slash],
+                _ => return MountFlags::READ_ONLY,
+            }
         }
-        Some(Entry::Tmpfs { noexec, .. }) => MountFlags { noexec: *noexec, ..MountFlags::PLAIN },
-        _ => MountFlags::READ_ONLY,
     }
 }
 
@@ -377,6 +394,8 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
         finding.wrong("the room has no mount table");
     }
     let mut read_only = 0;
+    let wanted = wanted(room);
+    let covers: HashSet<_> = view.mounts.iter().map(|mount| (mount.parent, mount.point)).collect();
     for mount in view.mounts.iter() {
         let point = mount.point;
         if !mount.has("nosuid") {
@@ -394,10 +413,10 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
         }
         read_only += u32::from(mount.has("ro"));
         // What another mount covers whole cannot be reached, and has the restrictions of what it came with.
-        if view.mounts.iter().any(|above| above.parent == mount.id && above.point == point) {
+        if covers.contains(&(mount.id, point)) {
             continue;
         }
-        let wanted = wanted(room, &mount.path());
+        let wanted = wanted.at(&mount.path().to_string_lossy());
         if wanted.read_only && !mount.has("ro") {
             finding.wrong(format!("{point} is writable"));
         }
@@ -441,7 +460,7 @@ mod tests {
         ];
         let room = Room { mounts, ..Room::default() };
         let at = |point: &str| {
-            let wanted = wanted(&room, Path::new(point));
+            let wanted = wanted(&room).at(point);
             (wanted.read_only, wanted.noexec)
         };
         assert_eq!(at("/"), (true, false));
