@@ -526,8 +526,11 @@ pub enum Output {
     /// Pipes to the supervisor, which counts and hands on.
     #[default]
     Pipe,
-    /// A new pseudo-terminal, which is the payload's controlling terminal and also its standard input.
+    /// A new pseudo-terminal of the room, which is the payload's controlling terminal and also its standard input.
     Terminal,
+    /// A new pseudo-terminal of the room, in raw mode and controlling nobody: what Nix gives a builder. Programs write to it
+    /// line by line, and what goes to standard output and error stays in order.
+    Log,
     /// The launcher's own descriptors.
     Inherit,
 }

@@ -20,6 +20,8 @@ pub enum Report {
     Locked,
     /// Session, limits, descriptors and capabilities are what they will be, and may be read.
     Bare,
+    /// The room has opened its terminal; comes with the master.
+    Terminal,
     /// It is this step's turn, which is the supervisor's.
     Turn(usize),
     /// A step failed; the sender ends.

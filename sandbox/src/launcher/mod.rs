@@ -14,7 +14,7 @@ mod supervisor;
 mod warden;
 mod watch;
 
-pub(crate) use message::Hatch;
+pub(crate) use message::{Hatch, Report};
 
 use std::io;
 

@@ -43,20 +43,8 @@ impl Pump {
                 streams.stdout = Some(theirs);
                 pump.add(Stream::Output, ours).map_err(say)?;
             }
-            Output::Terminal => {
-                let size = crate::sys::device::window_size(std::io::stdin().as_fd()).ok();
-                let pair = nix::pty::openpty(size.as_ref(), None).map_err(say)?;
-                for end in [&pair.master, &pair.slave] {
-                    fcntl(end, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).map_err(say)?;
-                }
-                let copy =
-                    |fd: &OwnedFd| fd.try_clone().map_err(|error| Error::supervisor("copying a descriptor", error));
-                streams.stdin = Some(copy(&pair.slave)?);
-                streams.stdout = Some(copy(&pair.slave)?);
-                streams.stderr = Some(pair.slave);
-                pump.terminal = Some(copy(&pair.master)?);
-                pump.add(Stream::Output, pair.master).map_err(say)?;
-            }
+            // The room opens it itself, in its own devpts, and hands the master out: see `take_terminal`.
+            Output::Terminal | Output::Log => {}
         }
         if room.process.output != Output::Terminal && room.process.stdin == Stdin::Null {
             let null = nix::fcntl::open(
@@ -67,6 +55,19 @@ impl Pump {
             streams.stdin = Some(null.map_err(|errno| Error::supervisor("opening /dev/null", errno))?);
         }
         Ok((streams, pump))
+    }
+
+    /// Takes the master of the terminal that the room has opened.
+    pub fn take_terminal(&mut self, room: &Room, master: OwnedFd) -> Result<(), Error> {
+        let say = |errno: Errno| Error::supervisor("taking the room's terminal", errno);
+        if room.process.output == Output::Terminal {
+            if let Ok(size) = crate::sys::device::window_size(std::io::stdin().as_fd()) {
+                crate::sys::device::set_window_size(master.as_fd(), &size).map_err(say)?;
+            }
+            let copy = master.try_clone().map_err(|error| Error::supervisor("copying a descriptor", error))?;
+            self.terminal = Some(copy);
+        }
+        self.add(Stream::Output, master).map_err(say)
     }
 
     fn add(&mut self, stream: Stream, source: OwnedFd) -> nix::Result<()> {

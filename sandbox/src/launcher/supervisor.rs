@@ -38,7 +38,7 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     let mut site = Site::new(&kernel, pool, held);
 
     let mut signals = Signals::take()?;
-    let (streams, pump) = Pump::make(&plan.room)?;
+    let (streams, mut pump) = Pump::make(&plan.room)?;
     site.streams = streams;
     let (hatch, other_hatch) = Hatch::pair().map_err(|errno| Error::supervisor("making a socket pair", errno))?;
     let (leash, leash_held) =
@@ -71,7 +71,7 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     });
 
     let mut room = Processes { warden: Some(warden_pid), leash: Some(leash_held), first: None };
-    let made = make(plan, options, (&hatch, &mut signals), &mut site, &mut room, &mut clock);
+    let made = make(plan, options, (&hatch, &mut signals, &mut pump), &mut site, &mut room, &mut clock);
     let Made { seal, timings, listener } = match made {
         Ok(made) => made,
         Err(error) => {
@@ -176,7 +176,7 @@ struct Made {
 fn make(
     plan: &Plan,
     options: Options,
-    (hatch, signals): (&Hatch, &mut Signals),
+    (hatch, signals, pump): (&Hatch, &mut Signals, &mut Pump),
     site: &mut Site<'_>,
     room: &mut Processes,
     clock: &mut Clock,
@@ -226,6 +226,12 @@ fn make(
                 return Err(failure.into());
             }
             Report::NoExec { errno } => return Err(no_exec(plan, Errno::from_raw(errno))),
+            Report::Terminal => {
+                let Some(master) = descriptor else {
+                    return Err(Error::supervisor("taking the room's terminal", Errno::EBADMSG));
+                };
+                pump.take_terminal(&plan.room, master)?;
+            }
             Report::Locked => {
                 clock.lap("until the room is locked");
                 standing = Some(room.read("the mount table", Standing::read_from_kernel));

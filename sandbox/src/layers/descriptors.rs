@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use nix::errno::Errno;
 use serde::Serialize;
@@ -9,10 +10,11 @@ use serde::Serialize;
 use super::Layer;
 use crate::error::Refusal;
 use crate::host::Host;
+use crate::launcher::Report;
 use crate::plan::{Draft, Stage};
 use crate::room::{Output, Outside, Room, Stdin};
 use crate::seal::{Finding, View};
-use crate::site::{Outcome, Site};
+use crate::site::{Outcome, Site, Trouble};
 
 /// The steps.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -50,6 +52,7 @@ impl fmt::Display for Action {
                 let output = match output {
                     Output::Pipe => "pipes to the supervisor",
                     Output::Terminal => "the room's own terminal",
+                    Output::Log => "a raw terminal of the room's own, whose master goes to the supervisor",
                     Output::Inherit => "the caller's own",
                 };
                 write!(f, "set standard input to {stdin}, standard output and error to {output}")
@@ -69,6 +72,14 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
             Layer::Descriptors,
             "the caller's standard input beside a terminal of its own",
             "the room's terminal is its standard input",
+            "leave out one of them",
+        ));
+    }
+    if matches!(process.output, Output::Terminal | Output::Log) && !room.has(Layer::Devices) {
+        return Err(Refusal::new(
+            Layer::Descriptors,
+            "a terminal of the room's own",
+            "it would stand in the room's /dev/pts, and the layer devices is left out",
             "leave out one of them",
         ));
     }
@@ -94,7 +105,10 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
             Ok(()) | Err(Errno::EPERM) => {}
             Err(errno) => return Err(errno.into()),
         },
-        Action::Streams { .. } => {
+        Action::Streams { output, .. } => {
+            if let Output::Terminal | Output::Log = output {
+                open_terminal(*output, site)?;
+            }
             for (number, stream) in
                 [(0, site.streams.stdin.take()), (1, site.streams.stdout.take()), (2, site.streams.stderr.take())]
             {
@@ -116,6 +130,21 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
     Ok(())
 }
 
+/// Opens the terminal in the room, where it has a name, and hands its master out. The hatch stays the only way out.
+fn open_terminal(output: Output, site: &mut Site<'_>) -> Outcome {
+    let (master, peer) = site.sys.open_terminal(Path::new("/dev/pts/ptmx"), output == Output::Log)?;
+    if let Some(hatch) = &site.hatch {
+        hatch.send(&Report::Terminal, Some(master.as_fd()))?;
+    }
+    let copy = || peer.try_clone().map_err(|error| Trouble::new(Errno::EMFILE, error.to_string()));
+    site.streams.stdout = Some(copy()?);
+    site.streams.stderr = Some(copy()?);
+    if output == Output::Terminal {
+        site.streams.stdin = Some(peer);
+    }
+    Ok(())
+}
+
 pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
     let mut finding = Finding::new();
     match view.stat_field(6) {
@@ -124,7 +153,7 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
         Some(_) | None => finding.wrong("the room is not in a session of its own"),
     }
     match (view.stat_field(7).as_deref(), room.process.output) {
-        (Some("0"), Output::Pipe | Output::Inherit) => finding.fact("controlling-terminal", "none"),
+        (Some("0"), Output::Pipe | Output::Inherit | Output::Log) => finding.fact("controlling-terminal", "none"),
         (Some("0"), Output::Terminal) | (None, _) => finding.wrong("the room has no controlling terminal"),
         (Some(_), Output::Terminal) => finding.fact("controlling-terminal", "own"),
         (Some(_), _) => finding.wrong("the room has a controlling terminal"),

@@ -1,8 +1,10 @@
 //! ioctl(2) on terminals and on `/dev/kvm`.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::pty::Winsize;
 
 use super::Result;
@@ -11,6 +13,28 @@ use super::Result;
 pub(super) fn set_controlling() -> Result<()> {
     // SAFETY: TIOCSCTTY takes an integer.
     Errno::result(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }).map(drop)
+}
+
+/// Opens a new pseudo-terminal of the devpts at `multiplexer`'s directory: its master and its other side. `raw` takes all
+/// processing of what is written away (cfmakeraw(3)).
+///
+/// The other side is asked of the master itself (`TIOCGPTPEER`, Linux 4.13), so no name is looked up.
+pub(super) fn open_terminal(multiplexer: &Path, raw: bool) -> Result<(OwnedFd, OwnedFd)> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = nix::fcntl::open(multiplexer, flags, nix::sys::stat::Mode::empty())?;
+    let locked: libc::c_int = 0;
+    // SAFETY: TIOCSPTLCK reads an int, which lives for the length of the call.
+    Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const locked) })?;
+    // SAFETY: TIOCGPTPEER takes flags as an integer and answers with a new descriptor.
+    let peer = Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags.bits()) })?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    let peer = unsafe { OwnedFd::from_raw_fd(peer) };
+    if raw {
+        let mut settings = nix::sys::termios::tcgetattr(&peer)?;
+        nix::sys::termios::cfmakeraw(&mut settings);
+        nix::sys::termios::tcsetattr(&peer, nix::sys::termios::SetArg::TCSANOW, &settings)?;
+    }
+    Ok((master, peer))
 }
 
 /// The window size of a terminal.

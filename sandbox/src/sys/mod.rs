@@ -113,6 +113,8 @@ pub trait Sys {
     fn session_keyring(&self) -> Result<i64>;
     /// Puts `fd` on the standard stream `number` (dup2).
     fn set_standard_stream(&self, fd: BorrowedFd<'_>, number: i32) -> Result<()>;
+    /// Opens a new pseudo-terminal by its multiplexer: the master and the other side, raw when asked.
+    fn open_terminal(&self, multiplexer: &Path, raw: bool) -> Result<(OwnedFd, OwnedFd)>;
     /// Makes standard input the controlling terminal (`TIOCSCTTY`).
     fn set_controlling_terminal(&self) -> Result<()>;
 
@@ -288,6 +290,9 @@ impl Sys for Kernel {
         process::set_standard_stream(fd, number)
     }
 
+    fn open_terminal(&self, multiplexer: &Path, raw: bool) -> Result<(OwnedFd, OwnedFd)> {
+        device::open_terminal(multiplexer, raw)
+    }
     fn set_controlling_terminal(&self) -> Result<()> {
         device::set_controlling()
     }

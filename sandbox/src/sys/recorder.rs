@@ -256,6 +256,12 @@ impl Sys for Recorder {
         self.call(format!("dup2 {} {number}", self.what(fd).display()))
     }
 
+    fn open_terminal(&self, multiplexer: &Path, raw: bool) -> Result<(OwnedFd, OwnedFd)> {
+        let kind = if raw { "a raw terminal" } else { "a terminal" };
+        self.call(format!("open {kind} of {}", multiplexer.display()))?;
+        Ok((self.descriptor("master"), self.descriptor("terminal")))
+    }
+
     fn set_controlling_terminal(&self) -> Result<()> {
         self.call("TIOCSCTTY".into())
     }
