@@ -1,0 +1,665 @@
+//! The form of `.drv` files: one term of the ATerm format, written without spaces, its lists sorted.
+//!
+//! Only what [`write()`] would write is read. A `.drv` file's path is the hash of its bytes, so that a second spelling of
+//! the same derivation would be another derivation.
+//!
+//! Source: `doc/manual/source/protocols/derivation-aterm.md` and `src/libstore/derivations.cc` of Nix.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Derivation, InvalidDerivation, Method, Output, check_derivation_name, check_output_name};
+use crate::hash::{Algorithm, Hash, HashError};
+use crate::store_path::{StoreDir, StorePath, StorePathError};
+
+/// The longest `.drv` file that is read, in bytes. The largest of nixpkgs are a few MiB.
+pub const MAX_LEN: usize = 64 << 20;
+
+/// Bytes that are no derivation, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("byte {offset} of the derivation ‘{name}’: {problem}")]
+pub struct AtermError {
+    /// The derivation's name.
+    pub name: String,
+    /// Where, in bytes from the start.
+    pub offset: usize,
+    /// What.
+    pub problem: Problem,
+}
+
+/// What is wrong at one place of a `.drv` file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// Something else should stand here.
+    #[error("expected {expected}, found {found}")]
+    Expected {
+        /// What should.
+        expected: &'static str,
+        /// What does.
+        found: String,
+    },
+    /// The file is longer than [`MAX_LEN`].
+    #[error("it is longer than {} MiB", MAX_LEN >> 20)]
+    TooLong,
+    /// A version of the format with features that are not built.
+    #[error(
+        "it is written in version ‘{0}’, for derivations that depend on derivations made by builds; anchorhold does not build these yet"
+    )]
+    Version(String),
+    /// A backslash before a character that is not escaped.
+    #[error("only \\\", \\\\, \\n, \\r and \\t are written with a backslash")]
+    Escape,
+    /// A name or a path with bytes that are no text.
+    #[error("this string must be UTF-8")]
+    NotUtf8,
+    /// The same thing is listed twice.
+    #[error("{what} ‘{name}’ is listed twice")]
+    Duplicate {
+        /// What kind of thing.
+        what: &'static str,
+        /// Which.
+        name: String,
+    },
+    /// The list is not sorted.
+    #[error("{what} ‘{name}’ must come before the one in front of it: the lists of a derivation are sorted")]
+    Order {
+        /// What kind of thing.
+        what: &'static str,
+        /// Which.
+        name: String,
+    },
+    /// No path in this store.
+    #[error(transparent)]
+    Path(#[from] StorePathError),
+    /// No hash.
+    #[error(transparent)]
+    Hash(#[from] HashError),
+    /// A hash in another base than 16, or in capital letters.
+    #[error("the hash ‘{0}’ must be written with lower-case hexadecimal digits")]
+    HashSpelling(String),
+    /// An output whose three fields do not fit together.
+    #[error("the output ‘{output}’ has {what}")]
+    Output {
+        /// Which.
+        output: String,
+        /// What does not fit.
+        what: &'static str,
+    },
+    /// A way of hashing outputs that is not built.
+    #[error("the output ‘{output}’ is hashed as ‘{method}’, which anchorhold does not build")]
+    Method {
+        /// Which output.
+        output: String,
+        /// The prefix.
+        method: String,
+    },
+    /// Something in the derivation as a whole.
+    #[error(transparent)]
+    Invalid(#[from] InvalidDerivation),
+}
+
+/// Reads the `.drv` file that `bytes` are of the derivation called `name`, with the paths of `store_dir`.
+///
+/// # Errors
+/// Bytes that [`write()`] would not write, paths outside the store, more than [`MAX_LEN`] bytes, outputs that cannot be
+/// together.
+pub fn read(bytes: &[u8], name: &str, store_dir: &StoreDir) -> Result<Derivation, AtermError> {
+    let mut reader = Reader { bytes, position: 0, store_dir };
+    reader.derivation(name).map_err(|Failure { offset, problem }| AtermError { name: name.to_owned(), offset, problem })
+}
+
+struct Failure {
+    offset: usize,
+    problem: Problem,
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    position: usize,
+    store_dir: &'a StoreDir,
+}
+
+impl Reader<'_> {
+    fn derivation(&mut self, name: &str) -> Result<Derivation, Failure> {
+        if self.bytes.len() > MAX_LEN {
+            return Err(Failure { offset: MAX_LEN, problem: Problem::TooLong });
+        }
+        check_derivation_name(name).map_err(|error| at(0, error))?;
+        if self.bytes.starts_with(b"DrvWithVersion(") {
+            self.expect("DrvWithVersion(")?;
+            let offset = self.position;
+            let version = self.text()?;
+            return Err(at(offset, Problem::Version(version)));
+        }
+        self.expect("Derive(")?;
+        let outputs = self.outputs(name)?;
+        self.expect(",")?;
+        let input_derivations = self.map("the input derivation", StorePath::to_string, |reader| {
+            let path = reader.path()?;
+            reader.expect(",")?;
+            let outputs = reader.set("the output", String::clone, Self::text)?;
+            Ok((path, outputs))
+        })?;
+        self.expect(",")?;
+        let input_sources = self.set("the input", StorePath::to_string, Self::path)?;
+        self.expect(",")?;
+        let system = self.text()?;
+        self.expect(",")?;
+        let builder = self.string()?;
+        self.expect(",")?;
+        let arguments = self.list(Self::string)?;
+        self.expect(",")?;
+        let show = |name: &Vec<u8>| String::from_utf8_lossy(name).into_owned();
+        let environment = self.map("the variable", show, |reader| {
+            let name = reader.string()?;
+            reader.expect(",")?;
+            Ok((name, reader.string()?))
+        })?;
+        self.expect(")")?;
+        if self.position != self.bytes.len() {
+            return Err(self.unexpected("the end"));
+        }
+        let derivation = Derivation {
+            name: name.to_owned(),
+            outputs,
+            input_derivations,
+            input_sources,
+            system,
+            builder,
+            arguments,
+            environment,
+        };
+        derivation.kind().map_err(|error| at(0, error))?;
+        Ok(derivation)
+    }
+
+    fn outputs(&mut self, derivation: &str) -> Result<BTreeMap<String, Output>, Failure> {
+        self.map("the output", String::clone, |reader| {
+            let offset = reader.position;
+            let name = reader.text()?;
+            check_output_name(derivation, &name).map_err(|error| at(offset, error))?;
+            reader.expect(",")?;
+            let path_offset = reader.position;
+            let path = reader.text()?;
+            reader.expect(",")?;
+            let method_offset = reader.position;
+            let method = reader.text()?;
+            reader.expect(",")?;
+            let hash_offset = reader.position;
+            let hash = reader.text()?;
+
+            let path = match path.as_str() {
+                "" => None,
+                path => Some(reader.store_dir.parse(path).map_err(|error| at(path_offset, error))?),
+            };
+            let wrong = |what| at(offset, Problem::Output { output: name.clone(), what });
+            let output = if method.is_empty() {
+                match (path, hash.as_str()) {
+                    (Some(path), "") => Output::InputAddressed(path),
+                    (None, "") => Output::Deferred,
+                    _ => return Err(wrong("a hash, but no algorithm")),
+                }
+            } else {
+                let (method, algorithm) = parse_method(&method, &name).map_err(|error| at(method_offset, error))?;
+                match (path, hash.as_str()) {
+                    (None, "") => Output::Floating { method, algorithm },
+                    (None, "impure") => Output::Impure { method, algorithm },
+                    (None, _) => return Err(wrong("a hash, but no path")),
+                    (Some(_), "" | "impure") => return Err(wrong("a path, though it depends on what is built")),
+                    (Some(path), digits) => {
+                        let hash = Hash::from_digits(algorithm, digits).map_err(|error| at(hash_offset, error))?;
+                        if hash.base16() != digits {
+                            return Err(at(hash_offset, Problem::HashSpelling(digits.to_owned())));
+                        }
+                        Output::Fixed { path, method, hash }
+                    }
+                }
+            };
+            Ok((name, output))
+        })
+    }
+
+    /// A list of pairs or longer tuples, sorted by the first of each.
+    fn map<K: Ord, V>(
+        &mut self,
+        what: &'static str,
+        show: impl Fn(&K) -> String,
+        mut element: impl FnMut(&mut Self) -> Result<(K, V), Failure>,
+    ) -> Result<BTreeMap<K, V>, Failure> {
+        let mut all = BTreeMap::new();
+        self.elements(|reader| {
+            let offset = reader.position;
+            reader.expect("(")?;
+            let (key, value) = element(reader)?;
+            reader.expect(")")?;
+            check_order(all.last_key_value().map(|(last, _)| last), &key, what, &show)
+                .map_err(|error| at(offset, error))?;
+            all.insert(key, value);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// A sorted list.
+    fn set<K: Ord>(
+        &mut self,
+        what: &'static str,
+        show: impl Fn(&K) -> String,
+        mut element: impl FnMut(&mut Self) -> Result<K, Failure>,
+    ) -> Result<BTreeSet<K>, Failure> {
+        let mut all = BTreeSet::new();
+        self.elements(|reader| {
+            let offset = reader.position;
+            let key = element(reader)?;
+            check_order(all.last(), &key, what, &show).map_err(|error| at(offset, error))?;
+            all.insert(key);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    fn list<T>(&mut self, mut element: impl FnMut(&mut Self) -> Result<T, Failure>) -> Result<Vec<T>, Failure> {
+        let mut all = Vec::new();
+        self.elements(|reader| {
+            all.push(element(reader)?);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    fn elements(&mut self, mut element: impl FnMut(&mut Self) -> Result<(), Failure>) -> Result<(), Failure> {
+        self.expect("[")?;
+        if self.skip(b']') {
+            return Ok(());
+        }
+        loop {
+            element(self)?;
+            if self.skip(b']') {
+                return Ok(());
+            }
+            if !self.skip(b',') {
+                return Err(self.unexpected("‘,’ or ‘]’"));
+            }
+        }
+    }
+
+    fn path(&mut self) -> Result<StorePath, Failure> {
+        let offset = self.position;
+        let text = self.text()?;
+        self.store_dir.parse(&text).map_err(|error| at(offset, error))
+    }
+
+    fn text(&mut self) -> Result<String, Failure> {
+        let offset = self.position;
+        String::from_utf8(self.string()?).map_err(|_| at(offset, Problem::NotUtf8))
+    }
+
+    fn string(&mut self) -> Result<Vec<u8>, Failure> {
+        if !self.skip(b'"') {
+            return Err(self.unexpected("a string in quotation marks"));
+        }
+        let mut bytes = Vec::new();
+        loop {
+            let rest = &self.bytes[self.position..];
+            let Some(plain) = rest.iter().position(|byte| b"\"\\\n\r\t".contains(byte)) else {
+                self.position = self.bytes.len();
+                return Err(self.unexpected("‘\"’ at the end of a string"));
+            };
+            bytes.extend_from_slice(&rest[..plain]);
+            self.position += plain;
+            match (rest[plain], rest.get(plain + 1)) {
+                (b'"', _) => {
+                    self.position += 1;
+                    return Ok(bytes);
+                }
+                (b'\\', Some(escaped)) => bytes.push(match escaped {
+                    b'"' | b'\\' => *escaped,
+                    b'n' => b'\n',
+                    b'r' => b'\r',
+                    b't' => b'\t',
+                    _ => return Err(at(self.position, Problem::Escape)),
+                }),
+                (b'\\', None) => return Err(at(self.position, Problem::Escape)),
+                _ => return Err(self.unexpected("a line end or tabulator to be written as \\n, \\r or \\t")),
+            }
+            self.position += 2;
+        }
+    }
+
+    fn skip(&mut self, byte: u8) -> bool {
+        let there = self.bytes.get(self.position) == Some(&byte);
+        self.position += usize::from(there);
+        there
+    }
+
+    fn expect(&mut self, text: &'static str) -> Result<(), Failure> {
+        if !self.bytes[self.position..].starts_with(text.as_bytes()) {
+            return Err(self.unexpected(match text {
+                "Derive(" => "‘Derive(’",
+                "(" => "‘(’",
+                ")" => "‘)’",
+                "[" => "‘[’",
+                "," => "‘,’",
+                other => other,
+            }));
+        }
+        self.position += text.len();
+        Ok(())
+    }
+
+    fn unexpected(&self, expected: &'static str) -> Failure {
+        let rest = &self.bytes[self.position..];
+        let found = match rest {
+            [] => "the end".to_owned(),
+            _ => format!("‘{}’", rest[..rest.len().min(16)].escape_ascii()),
+        };
+        at(self.position, Problem::Expected { expected, found })
+    }
+}
+
+fn at(offset: usize, problem: impl Into<Problem>) -> Failure {
+    Failure { offset, problem: problem.into() }
+}
+
+fn check_order<K: Ord>(
+    last: Option<&K>,
+    this: &K,
+    what: &'static str,
+    show: impl Fn(&K) -> String,
+) -> Result<(), Problem> {
+    match last.map(|last| last.cmp(this)) {
+        None | Some(std::cmp::Ordering::Less) => Ok(()),
+        Some(std::cmp::Ordering::Equal) => Err(Problem::Duplicate { what, name: show(this) }),
+        Some(std::cmp::Ordering::Greater) => Err(Problem::Order { what, name: show(this) }),
+    }
+}
+
+/// The two parts of `r:sha256` and the like.
+pub(super) fn parse_method(text: &str, output: &str) -> Result<(Method, Algorithm), Problem> {
+    let (method, algorithm) = match text.split_once(':') {
+        None => (Method::Flat, text),
+        Some(("r", algorithm)) => (Method::Recursive, algorithm),
+        Some(("text", algorithm)) => (Method::Text, algorithm),
+        Some((method, _)) => {
+            return Err(Problem::Method { output: output.to_owned(), method: method.to_owned() });
+        }
+    };
+    Ok((method, algorithm.parse()?))
+}
+
+/// The bytes of `derivation`'s `.drv` file.
+pub fn write(derivation: &Derivation, store_dir: &StoreDir) -> Vec<u8> {
+    let inputs = derivation.input_derivations.iter().map(|(path, outputs)| (store_dir.display(path), outputs));
+    write_with(derivation, store_dir, false, inputs)
+}
+
+/// As [`write()`], with other names for the input derivations, and without the output paths if `masked`: what hashes
+/// modulo are computed of.
+pub(super) fn write_with<'a>(
+    derivation: &Derivation,
+    store_dir: &StoreDir,
+    masked: bool,
+    input_derivations: impl IntoIterator<Item = (String, &'a BTreeSet<String>)>,
+) -> Vec<u8> {
+    let mut writer = Writer(b"Derive(".to_vec());
+    writer.list(&derivation.outputs, |writer, (name, output)| {
+        let path = match output.path() {
+            Some(path) if !masked => store_dir.display(path),
+            _ => String::new(),
+        };
+        let (method, hash) = match output {
+            Output::InputAddressed(_) | Output::Deferred => (String::new(), String::new()),
+            Output::Fixed { method, hash, .. } => (written_method(*method, hash.algorithm()), hash.base16()),
+            Output::Floating { method, algorithm } => (written_method(*method, *algorithm), String::new()),
+            Output::Impure { method, algorithm } => (written_method(*method, *algorithm), "impure".to_owned()),
+        };
+        writer.tuple([name.as_bytes(), path.as_bytes(), method.as_bytes(), hash.as_bytes()]);
+    });
+    writer.byte(b',');
+    writer.list(input_derivations, |writer, (name, outputs)| {
+        writer.byte(b'(');
+        writer.string(name.as_bytes());
+        writer.byte(b',');
+        writer.list(outputs, |writer, output| writer.string(output.as_bytes()));
+        writer.byte(b')');
+    });
+    writer.byte(b',');
+    writer.list(&derivation.input_sources, |writer, path| writer.string(store_dir.display(path).as_bytes()));
+    writer.byte(b',');
+    writer.string(derivation.system.as_bytes());
+    writer.byte(b',');
+    writer.string(&derivation.builder);
+    writer.byte(b',');
+    writer.list(&derivation.arguments, |writer, argument| writer.string(argument));
+    writer.byte(b',');
+    writer.list(&derivation.environment, |writer, (name, value)| {
+        let is_output = std::str::from_utf8(name).is_ok_and(|name| derivation.outputs.contains_key(name));
+        writer.tuple([name, if masked && is_output { b"".as_slice() } else { value }]);
+    });
+    writer.byte(b')');
+    writer.0
+}
+
+/// The method and the algorithm as a `.drv` file has them in one field.
+pub(super) fn written_method(method: Method, algorithm: Algorithm) -> String {
+    format!("{}{algorithm}", method.prefix())
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn byte(&mut self, byte: u8) {
+        self.0.push(byte);
+    }
+
+    fn list<T>(&mut self, all: impl IntoIterator<Item = T>, mut element: impl FnMut(&mut Self, T)) {
+        self.byte(b'[');
+        for (position, this) in all.into_iter().enumerate() {
+            if position > 0 {
+                self.byte(b',');
+            }
+            element(self, this);
+        }
+        self.byte(b']');
+    }
+
+    fn tuple<const N: usize>(&mut self, strings: [&[u8]; N]) {
+        self.byte(b'(');
+        for (position, string) in strings.into_iter().enumerate() {
+            if position > 0 {
+                self.byte(b',');
+            }
+            self.string(string);
+        }
+        self.byte(b')');
+    }
+
+    fn string(&mut self, bytes: &[u8]) {
+        self.byte(b'"');
+        for byte in bytes {
+            match byte {
+                b'"' | b'\\' => self.0.extend([b'\\', *byte]),
+                b'\n' => self.0.extend(b"\\n"),
+                b'\r' => self.0.extend(b"\\r"),
+                b'\t' => self.0.extend(b"\\t"),
+                _ => self.byte(*byte),
+            }
+        }
+        self.byte(b'"');
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::collection::{btree_map, btree_set, vec};
+    use proptest::prelude::*;
+
+    const A: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la-a";
+    const B: &str = "10bgd045z0d4icpbc2yyz4gx48ak44la-b.drv";
+
+    fn parse(text: &str) -> Result<Derivation, AtermError> {
+        read(text.as_bytes(), "a", &StoreDir::default())
+    }
+
+    fn minimal(outputs: &str, inputs: &str, rest: &str) -> String {
+        format!("Derive([{outputs}],[{inputs}],{rest})")
+    }
+
+    #[test]
+    fn what_is_no_derivation_says_what_and_where() {
+        let out = format!(r#"("out","/nix/store/{A}","","")"#);
+        let rest = r#"[],"s","/b",[],[]"#;
+        let good = minimal(&out, "", rest);
+        assert!(parse(&good).is_ok());
+        let hash = "0a430879c266f8b57f4092a0f935cf3facd48bbccde5760d4748ca405171e969";
+        for (text, offset, part) in [
+            (String::new(), 0, "expected ‘Derive(’, found the end"),
+            (good[..40].to_owned(), 40, "at the end of a string, found the end"),
+            (format!("{good} "), good.len(), "expected the end, found ‘ ’"),
+            (good.replace("],[]", "], []"), 7 + 1 + out.len() + 2, "expected ‘[’, found ‘ []"),
+            (good.replace("Derive(", r#"DrvWithVersion("xp-dyn-drv","#), 15, "‘xp-dyn-drv’, for derivations that"),
+            (minimal("", "", rest), 0, "has no outputs"),
+            (minimal(r#"("out","/etc/passwd","","")"#, "", rest), 15, "‘/etc/passwd’ is not in the store"),
+            (minimal(&format!("{out},{out}"), "", rest), 9 + out.len(), "the output ‘out’ is listed twice"),
+            (
+                minimal(&format!("{out},{}", out.replace("out", "dev")), "", rest),
+                9 + out.len(),
+                "the output ‘dev’ must come",
+            ),
+            (minimal(&out.replace("out", "a b"), "", rest), 9, "the invalid name ‘a b’"),
+            (minimal(r#"("out","","","ab")"#, "", rest), 9, "a hash, but no algorithm"),
+            (minimal(r#"("out","","sha256","ab")"#, "", rest), 9, "a hash, but no path"),
+            (minimal(r#"("out","","git:sha1","ab")"#, "", rest), 18, "hashed as ‘git’"),
+            (minimal(&format!(r#"("out","/nix/store/{A}","sha256","ab")"#), "", rest), 72, "not a sha256 hash"),
+            (minimal(&format!(r#"("out","/nix/store/{A}","sha257","ab")"#), "", rest), 63, "unknown hash algorithm"),
+            (
+                minimal(&format!(r#"("out","/nix/store/{A}","sha256","{}")"#, hash.to_uppercase()), "", rest),
+                72,
+                "lower-case hexadecimal",
+            ),
+            (minimal(&format!(r#"("out","/nix/store/{A}","sha256","")"#), "", rest), 9, "a path, though"),
+            (minimal(&out, &format!(r#"("/nix/store/{A}",["out"])"#), rest), 0, "does not end in .drv"),
+            (minimal(&out, &format!(r#"("/nix/store/{B}",["out","out"])"#), rest), 132, "‘out’ is listed twice"),
+            (minimal(&out, "", r#"[],"s","/b",[],[("b",""),("a","")]"#), 99, "the variable ‘a’ must come"),
+            (minimal(&out, "", r#"[],"s","\b",[],[]"#), 82, "with a backslash"),
+            (minimal(&out, "", "[],\"s\",\"a\nb\",[],[]"), 83, "a line end"),
+        ] {
+            let error = parse(&text).unwrap_err();
+            assert!(error.to_string().contains(part), "{text}: {error}");
+            assert_eq!(error.offset, offset, "{text}: {error}");
+        }
+        let latin = read(b"Derive([(\"\xe4\"", "a", &StoreDir::default()).unwrap_err();
+        assert!(latin.to_string().contains("must be UTF-8"), "{latin}");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_survive() {
+        let text = [
+            format!(r#"Derive([("out","/nix/store/{A}","","")],[],[],"s","/b"#).into_bytes(),
+            b"\xff\",[\"\\\"\\\\\\n\\r\\t\x01\xfe\"],[(\"\xfd\",\"\xfc\")])".to_vec(),
+        ]
+        .concat();
+        let derivation = read(&text, "a", &StoreDir::default()).unwrap();
+        assert_eq!(derivation.arguments, [b"\"\\\n\r\t\x01\xfe"]);
+        assert_eq!(write(&derivation, &StoreDir::default()), text);
+    }
+
+    fn any_path(end: &'static str) -> impl Strategy<Value = StorePath> {
+        ("[0-9a-df-np-sv-z]{32}", "[a-zA-Z0-9+_?=][a-zA-Z0-9+_?=-]{0,20}")
+            .prop_map(move |(digits, name)| format!("{digits}-{name}{end}").parse().unwrap())
+    }
+
+    fn any_hash() -> impl Strategy<Value = Hash> {
+        (prop::sample::select(&Algorithm::ALL), any::<[u8; 32]>())
+            .prop_map(|(algorithm, data)| Hash::of(algorithm, &data))
+    }
+
+    fn any_outputs() -> impl Strategy<Value = BTreeMap<String, Output>> {
+        let method = || prop::sample::select(&[Method::Flat, Method::Recursive, Method::Text]);
+        let name = || "[a-z]{1,5}".prop_filter("not drv", |name| name != "drv");
+        prop_oneof![
+            btree_map(name(), any_path("").prop_map(Output::InputAddressed), 1..4),
+            (any_path(""), method(), any_hash()).prop_map(|(path, method, hash)| BTreeMap::from([(
+                "out".to_owned(),
+                Output::Fixed { path, method, hash }
+            )])),
+            btree_map(name(), Just(Output::Deferred), 1..4),
+            btree_map(
+                name(),
+                method().prop_map(|method| Output::Floating { method, algorithm: Algorithm::Sha256 }),
+                1..3
+            ),
+            btree_map(
+                name(),
+                method().prop_map(|method| Output::Impure { method, algorithm: Algorithm::Sha512 }),
+                1..3
+            ),
+        ]
+    }
+
+    /// Derivations that can be, with bytes of all kinds.
+    pub(crate) fn any_derivation() -> impl Strategy<Value = Derivation> {
+        (
+            any_outputs(),
+            btree_map(any_path(".drv"), btree_set("[a-z]{1,5}", 0..3), 0..4),
+            btree_set(any_path(""), 0..4),
+            ".{0,10}",
+            any::<Vec<u8>>(),
+            vec(any::<Vec<u8>>(), 0..4),
+            btree_map(any::<Vec<u8>>(), any::<Vec<u8>>(), 0..6),
+        )
+            .prop_map(
+                |(outputs, input_derivations, input_sources, system, builder, arguments, environment)| {
+                    let name = "name".to_owned();
+                    Derivation {
+                        name,
+                        outputs,
+                        input_derivations,
+                        input_sources,
+                        system,
+                        builder,
+                        arguments,
+                        environment,
+                    }
+                },
+            )
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read_back(derivation in any_derivation()) {
+            let store_dir = StoreDir::default();
+            let bytes = write(&derivation, &store_dir);
+            let read = read(&bytes, "name", &store_dir);
+            prop_assert_eq!(read.as_ref(), Ok(&derivation));
+        }
+
+        /// Also the other way: whatever is read is written back as it was, so no two texts are one derivation.
+        #[test]
+        fn damaged_bytes_are_refused_or_are_another_derivation(
+            derivation in any_derivation(),
+            damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            cut in proptest::option::of(any::<prop::sample::Index>()),
+        ) {
+            let store_dir = StoreDir::default();
+            let mut bytes = write(&derivation, &store_dir);
+            for (index, byte) in damage {
+                let index = index.index(bytes.len());
+                bytes[index] = byte;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            match read(&bytes, "name", &store_dir) {
+                Ok(read) => prop_assert_eq!(write(&read, &store_dir), bytes),
+                Err(error) => prop_assert!(error.offset <= bytes.len()),
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in any::<Vec<u8>>()) {
+            let _ = read(&bytes, "name", &StoreDir::default());
+            let _ = super::super::json::read(&bytes, &StoreDir::default());
+        }
+    }
+}

@@ -1,0 +1,565 @@
+//! Output paths: computed from a derivation and all below it, and checked against what it says.
+//!
+//! The path of an input-addressed output is a hash of the derivation "modulo" its fixed outputs: two derivations that fetch
+//! the same contents in two ways give the same paths to all that depends on them.
+//!
+//! Source: `doc/manual/source/store/derivation/outputs/input-address.md` and `hashDerivationModulo` in
+//! `src/libstore/derivations.cc` of Nix.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{
+    Derivation, EXTENSION, InvalidDerivation, Kind, Method, Output, aterm, fixed_output_path, output_path_name,
+};
+use crate::hash::Hash;
+use crate::store_path::{StoreDir, StorePath, StorePathError};
+
+/// Where derivations come from: a store, or a set of them in memory. Nothing means that there is none at that path.
+pub trait Derivations {
+    /// Why a derivation that is there could not be read.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// The derivation at `path`.
+    fn derivation(&mut self, path: &StorePath) -> Result<Option<Derivation>, Self::Error>;
+}
+
+impl Derivations for BTreeMap<StorePath, Derivation> {
+    type Error = std::convert::Infallible;
+
+    fn derivation(&mut self, path: &StorePath) -> Result<Option<Derivation>, Self::Error> {
+        Ok(self.get(path).cloned())
+    }
+}
+
+/// Why output paths cannot be computed, or are not what the derivation says.
+#[derive(Debug, thiserror::Error)]
+pub enum PathsError {
+    /// An input derivation is not there.
+    #[error("the derivation ‘{missing}’ is missing{}", needed_by(chain))]
+    MissingInput {
+        /// The one that is not there.
+        missing: StorePath,
+        /// Who needs it, from the derivation that was asked for down to the one that names it.
+        chain: Vec<StorePath>,
+    },
+    /// An input derivation has no such output.
+    #[error("the derivation ‘{input}’ has no output ‘{output}’{}", needed_by(chain))]
+    MissingOutput {
+        /// The input.
+        input: StorePath,
+        /// The output that it lacks.
+        output: String,
+        /// Who needs it, from the derivation that was asked for down to the one that names it.
+        chain: Vec<StorePath>,
+    },
+    /// Derivations that need one another.
+    #[error("derivations need one another: {}", arrows(.0))]
+    Cycle(Vec<StorePath>),
+    /// A derivation could not be read.
+    #[error("cannot read the derivation ‘{path}’{}: {source}", needed_by(chain))]
+    Read {
+        /// Which.
+        path: StorePath,
+        /// Who needs it.
+        chain: Vec<StorePath>,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A derivation says what cannot be.
+    #[error(transparent)]
+    Invalid(#[from] InvalidDerivation),
+    /// Outputs of a kind that is not built.
+    #[error("the derivation ‘{derivation}’ {what}; anchorhold does not build these yet{}", needed_by(chain))]
+    Unsupported {
+        /// The derivation's name.
+        derivation: String,
+        /// What it has.
+        what: &'static str,
+        /// Who needs it.
+        chain: Vec<StorePath>,
+    },
+    /// An input whose paths were never computed.
+    #[error(
+        "the paths of the derivation ‘{derivation}’ are not known{}: add it before what needs it",
+        needed_by(chain)
+    )]
+    DeferredInput {
+        /// The derivation's name.
+        derivation: String,
+        /// Who needs it.
+        chain: Vec<StorePath>,
+    },
+    /// An output whose path was never computed.
+    #[error(
+        "the derivation ‘{derivation}’ has no path for its output ‘{output}’: it was written without and never added"
+    )]
+    NoPath {
+        /// The derivation's name.
+        derivation: String,
+        /// The output.
+        output: String,
+    },
+    /// The derivation's own path has another name than the derivation.
+    #[error("the derivation at ‘{path}’ is called ‘{name}’: its path must be called ‘{name}.drv’")]
+    WrongName {
+        /// Its path.
+        path: StorePath,
+        /// Its name.
+        name: String,
+    },
+    /// The derivation's own path is not that of its contents.
+    #[error("the derivation at ‘{path}’ has contents that belong at ‘{should}’")]
+    WrongOwnPath {
+        /// Where it is.
+        path: StorePath,
+        /// Where it belongs.
+        should: StorePath,
+    },
+    /// An output's path is not the computed one.
+    #[error(
+        "the derivation ‘{derivation}’ has the path ‘{path}’ for its output ‘{output}’, which should be ‘{should}’"
+    )]
+    WrongOutputPath {
+        /// The derivation's name.
+        derivation: String,
+        /// The output.
+        output: String,
+        /// What it says.
+        path: StorePath,
+        /// What was computed.
+        should: StorePath,
+    },
+    /// The variable called like an output does not hold the output's path.
+    #[error("the derivation ‘{derivation}’ has {} in its variable ‘{output}’, which should be the output's path ‘{should}’",
+        value.as_ref().map_or("nothing".to_owned(), |value| format!("‘{value}’")))]
+    WrongVariable {
+        /// The derivation's name.
+        derivation: String,
+        /// The output.
+        output: String,
+        /// What it holds, if it is there.
+        value: Option<String>,
+        /// What was computed.
+        should: String,
+    },
+    /// Text outputs have SHA-256 hashes only.
+    #[error("the output of the derivation ‘{0}’ is hashed as a text: this is possible with SHA-256 only")]
+    TextHash(String),
+    /// A name that is no name in a store.
+    #[error(transparent)]
+    StorePath(#[from] StorePathError),
+}
+
+impl PathsError {
+    /// With the derivations above those that the error names already.
+    fn below(mut self, above: impl FnOnce() -> Vec<StorePath>) -> Self {
+        if let Self::MissingInput { chain, .. }
+        | Self::MissingOutput { chain, .. }
+        | Self::Read { chain, .. }
+        | Self::Unsupported { chain, .. }
+        | Self::DeferredInput { chain, .. } = &mut self
+        {
+            chain.splice(0..0, above());
+        }
+        self
+    }
+}
+
+fn arrows(chain: &[StorePath]) -> String {
+    chain.iter().map(|path| format!("‘{path}’")).collect::<Vec<_>>().join(" → ")
+}
+
+fn needed_by(chain: &[StorePath]) -> String {
+    if chain.is_empty() { String::new() } else { format!(", needed by {}", arrows(chain)) }
+}
+
+/// The hash of a derivation as those that depend on it see it.
+#[derive(Debug, Clone)]
+struct Modulo {
+    hash: Hash,
+    outputs: BTreeSet<String>,
+}
+
+/// Computes output paths and remembers what it knows of each derivation on the way.
+#[derive(Debug)]
+pub struct Calculator<'a, D> {
+    store_dir: &'a StoreDir,
+    derivations: D,
+    known: HashMap<StorePath, Modulo>,
+}
+
+/// A derivation whose inputs are being looked at.
+struct Open {
+    path: StorePath,
+    derivation: Derivation,
+    pending: Vec<StorePath>,
+}
+
+impl<'a, D: Derivations> Calculator<'a, D> {
+    /// A calculator that knows nothing yet.
+    pub fn new(store_dir: &'a StoreDir, derivations: D) -> Self {
+        Self { store_dir, derivations, known: HashMap::new() }
+    }
+
+    /// The source of derivations: for adding one that was just completed.
+    pub fn derivations(&mut self) -> &mut D {
+        &mut self.derivations
+    }
+
+    /// The paths that the outputs of `derivation` must have.
+    ///
+    /// # Errors
+    /// Invalid derivations here or below, missing inputs, cycles, kinds that are not built.
+    pub fn output_paths(&mut self, derivation: &Derivation) -> Result<BTreeMap<String, StorePath>, PathsError> {
+        let kind = supported_kind(derivation)?;
+        let mut paths = BTreeMap::new();
+        if kind == Kind::Fixed {
+            if let Some((_, method, hash)) = derivation.fixed_output() {
+                paths.insert("out".to_owned(), self.fixed_path(derivation, method, hash)?);
+            }
+            return Ok(paths);
+        }
+        let hash = self.hash_of(derivation, true)?;
+        for output in derivation.outputs.keys() {
+            let name = output_path_name(&derivation.name, output);
+            paths.insert(output.clone(), self.store_dir.make_path(&format!("output:{output}"), &hash, &name)?);
+        }
+        Ok(paths)
+    }
+
+    /// Checks that `derivation`, found at `path`, is at home there, and that its output paths and the variables called
+    /// like its outputs are those that follow from it.
+    ///
+    /// Its inputs are not checked in the same way: do that for each of them.
+    pub fn check(&mut self, path: &StorePath, derivation: &Derivation) -> Result<(), PathsError> {
+        if path.name().strip_suffix(EXTENSION) != Some(&derivation.name) {
+            return Err(PathsError::WrongName { path: path.clone(), name: derivation.name.clone() });
+        }
+        let should = derivation.store_path(self.store_dir)?;
+        if should != *path {
+            return Err(PathsError::WrongOwnPath { path: path.clone(), should });
+        }
+        supported_kind(derivation)?;
+        self.check_outputs(derivation).map_err(|error| error.below(|| vec![path.clone()]))
+    }
+
+    /// The part of [`Calculator::check`] that does not need the derivation's own path.
+    pub fn check_outputs(&mut self, derivation: &Derivation) -> Result<(), PathsError> {
+        for (output, should) in self.output_paths(derivation)? {
+            match derivation.outputs.get(&output).and_then(Output::path) {
+                Some(path) if *path == should => {}
+                Some(path) => {
+                    return Err(PathsError::WrongOutputPath {
+                        derivation: derivation.name.clone(),
+                        output,
+                        path: path.clone(),
+                        should,
+                    });
+                }
+                None => {
+                    return Err(PathsError::NoPath { derivation: derivation.name.clone(), output });
+                }
+            }
+            let should = self.store_dir.display(&should);
+            let value = derivation.variable(&output);
+            if value != Some(should.as_bytes()) {
+                return Err(PathsError::WrongVariable {
+                    derivation: derivation.name.clone(),
+                    output,
+                    value: value.map(|value| String::from_utf8_lossy(value).into_owned()),
+                    should,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a derivation that was written without its output paths the ones that follow from it, in its outputs and in
+    /// the variables called like them, as `nix derivation add` does. What it says already must be right.
+    ///
+    /// A variable that is missing or empty is filled in; one with another value is an error.
+    pub fn complete(&mut self, derivation: &mut Derivation) -> Result<(), PathsError> {
+        if derivation.kind()? == Kind::Deferred {
+            // The completed derivation has the variable, so it is hashed with it, as Nix's evaluator does. (Newer versions of
+            // `nix derivation add` hash without a variable that is absent.)
+            for output in derivation.outputs.keys() {
+                derivation.environment.entry(output.clone().into_bytes()).or_default();
+            }
+        }
+        for (name, path) in self.output_paths(derivation)? {
+            let variable = derivation.environment.entry(name.clone().into_bytes()).or_default();
+            if variable.is_empty() {
+                *variable = self.store_dir.display(&path).into_bytes();
+            }
+            if let Some(output) = derivation.outputs.get_mut(&name)
+                && *output == Output::Deferred
+            {
+                *output = Output::InputAddressed(path);
+            }
+        }
+        self.check_outputs(derivation)
+    }
+
+    fn fixed_path(&self, derivation: &Derivation, method: Method, hash: &Hash) -> Result<StorePath, PathsError> {
+        fixed_output_path(self.store_dir, &derivation.name, "out", method, hash)
+            .ok_or_else(|| PathsError::TextHash(derivation.name.clone()))?
+            .map_err(PathsError::from)
+    }
+
+    /// The hash of what is left of a derivation when its inputs are named by their own hashes, and its outputs not at all
+    /// if `masked`.
+    fn hash_of(&mut self, derivation: &Derivation, masked: bool) -> Result<Hash, PathsError> {
+        let mut inputs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (path, wanted) in &derivation.input_derivations {
+            let modulo = self.modulo(path)?;
+            for output in wanted {
+                if !modulo.outputs.contains(output) {
+                    return Err(PathsError::MissingOutput {
+                        input: path.clone(),
+                        output: output.clone(),
+                        chain: Vec::new(),
+                    });
+                }
+            }
+            // Two inputs that differ only in how they fetch are one here, with the outputs wanted of either.
+            inputs.entry(modulo.hash.base16()).or_default().extend(wanted.iter().cloned());
+        }
+        let inputs = inputs.iter().map(|(hash, outputs)| (hash.clone(), outputs));
+        Ok(Hash::sha256(&aterm::write_with(derivation, self.store_dir, masked, inputs)))
+    }
+
+    /// What those that depend on the derivation at `path` see of it. Walks with a list of its own, not by recursion: the
+    /// graph's depth is chosen by whoever wrote it.
+    fn modulo(&mut self, path: &StorePath) -> Result<Modulo, PathsError> {
+        if let Some(modulo) = self.known.get(path) {
+            return Ok(modulo.clone());
+        }
+        let mut open = vec![self.open(path)?];
+        let mut on_the_way = BTreeSet::from([path.clone()]);
+        loop {
+            let chain = |open: &[Open]| open.iter().map(|open| open.path.clone()).collect::<Vec<_>>();
+            let Some(last) = open.last_mut() else { break };
+            if let Some(next) = last.pending.pop() {
+                if self.known.contains_key(&next) {
+                    continue;
+                }
+                if !on_the_way.insert(next.clone()) {
+                    let cycle = chain(&open).into_iter().skip_while(|path| *path != next);
+                    return Err(PathsError::Cycle(cycle.chain([next.clone()]).collect()));
+                }
+                let next = self.open(&next).map_err(|error| error.below(|| chain(&open)))?;
+                open.push(next);
+                continue;
+            }
+            let derivation = &last.derivation;
+            let hash = match derivation.fixed_output() {
+                Some((path, method, hash)) => Hash::sha256(
+                    format!(
+                        "fixed:out:{}:{}:{}",
+                        aterm::written_method(method, hash.algorithm()),
+                        hash.base16(),
+                        self.store_dir.display(path)
+                    )
+                    .as_bytes(),
+                ),
+                // All inputs are known by now, so that this does not walk again.
+                None => match self.hash_of(derivation, false) {
+                    Ok(hash) => hash,
+                    Err(error) => return Err(error.below(|| chain(&open))),
+                },
+            };
+            if let Some(Open { path, derivation, .. }) = open.pop() {
+                on_the_way.remove(&path);
+                self.known.insert(path, Modulo { hash, outputs: derivation.outputs.into_keys().collect() });
+            }
+        }
+        match self.known.get(path) {
+            Some(modulo) => Ok(modulo.clone()),
+            None => Err(PathsError::MissingInput { missing: path.clone(), chain: Vec::new() }),
+        }
+    }
+
+    fn open(&mut self, path: &StorePath) -> Result<Open, PathsError> {
+        let derivation = match self.derivations.derivation(path) {
+            Ok(Some(derivation)) => derivation,
+            Ok(None) => return Err(PathsError::MissingInput { missing: path.clone(), chain: Vec::new() }),
+            Err(error) => {
+                return Err(PathsError::Read { path: path.clone(), chain: Vec::new(), source: Box::new(error) });
+            }
+        };
+        let pending = match supported_kind(&derivation)? {
+            // Nothing below a fixed output matters to what depends on it.
+            Kind::Fixed => Vec::new(),
+            Kind::Deferred => {
+                return Err(PathsError::DeferredInput { derivation: derivation.name, chain: Vec::new() });
+            }
+            _ => derivation.input_derivations.keys().cloned().collect(),
+        };
+        Ok(Open { path: path.clone(), derivation, pending })
+    }
+}
+
+fn supported_kind(derivation: &Derivation) -> Result<Kind, PathsError> {
+    let what = match derivation.kind()? {
+        kind @ (Kind::InputAddressed | Kind::Fixed | Kind::Deferred) => return Ok(kind),
+        Kind::Floating => "is content-addressed (its paths follow from what is built)",
+        Kind::Impure => "is impure (it gives something else each time)",
+    };
+    Err(PathsError::Unsupported { derivation: derivation.name.clone(), what, chain: Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::json;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn store() -> StoreDir {
+        StoreDir::default()
+    }
+
+    fn derivation(text: &str) -> Derivation {
+        json::read(text.as_bytes(), &store()).unwrap().remove(0).derivation
+    }
+
+    /// A derivation without paths that needs `inputs`.
+    fn plain(name: &str, inputs: &[&str]) -> Derivation {
+        let drvs: serde_json::Map<_, _> =
+            inputs.iter().map(|input| (path_of(input).to_string(), serde_json::json!(["out"]))).collect();
+        let value = serde_json::json!({
+            "name": name, "version": 4, "outputs": {"out": {}}, "inputs": {"srcs": [], "drvs": drvs},
+            "system": "x86_64-linux", "builder": "/bin/sh", "args": [], "env": {}
+        });
+        derivation(&value.to_string())
+    }
+
+    fn path_of(name: &str) -> StorePath {
+        format!("{}-{name}.drv", "0".repeat(32)).parse().unwrap()
+    }
+
+    /// With some path, for graphs where nobody looks at it.
+    fn with_path(mut derivation: Derivation) -> Derivation {
+        let path = format!("{}-{}", "1".repeat(32), derivation.name).parse().unwrap();
+        derivation.outputs.insert("out".to_owned(), Output::InputAddressed(path));
+        derivation
+    }
+
+    /// The path is that of Nix's own test (`src/libstore-tests/data/derivation/invariants`).
+    #[test]
+    fn a_derivation_without_paths_is_completed() {
+        let name = "filled-in-deferred-empty-env-var";
+        let store = store();
+        let path: StorePath = format!("bilpz1nq8qi9r3bzsp72n34yjgqg43ws-{name}").parse().unwrap();
+        for variable in [r#","out":"""#, ""] {
+            let mut derivation = derivation(&format!(
+                r#"{{"name":"{name}","version":4,"outputs":{{"out":{{}}}},"inputs":{{"srcs":[],"drvs":{{}}}},
+                "system":"x86_64-linux","builder":"/bin/sh","args":[],
+                "env":{{"__doc":"Fill in deferred output with empty env var"{variable}}}}}"#
+            ));
+            let mut calculator = Calculator::new(&store, BTreeMap::new());
+            calculator.complete(&mut derivation).unwrap();
+            assert_eq!(derivation.variable("out"), Some(store.display(&path).as_bytes()));
+            assert_eq!(derivation.outputs["out"], Output::InputAddressed(path.clone()));
+            calculator.check(&derivation.store_path(&store).unwrap(), &derivation).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_those_that_need_it() {
+        let graph: BTreeMap<_, _> = [("a", vec!["b"]), ("b", vec!["c"]), ("c", vec!["d"])]
+            .into_iter()
+            .map(|(name, inputs)| (path_of(name), with_path(plain(name, &inputs))))
+            .collect();
+        let store = store();
+        let error = Calculator::new(&store, graph).output_paths(&plain("top", &["a"])).unwrap_err();
+        let PathsError::MissingInput { missing, chain } = &error else { panic!("{error}") };
+        assert_eq!(*missing, path_of("d"));
+        assert_eq!(*chain, ["a", "b", "c"].map(path_of));
+        assert!(error.to_string().ends_with(&format!("-a.drv’ → ‘{}’ → ‘{}’", path_of("b"), path_of("c"))), "{error}");
+    }
+
+    #[test]
+    fn an_output_that_an_input_lacks_is_named() {
+        let mut top = plain("top", &["a"]);
+        top.input_derivations.insert(path_of("a"), BTreeSet::from(["doc".to_owned()]));
+        let graph = BTreeMap::from([(path_of("a"), with_path(plain("a", &[])))]);
+        let store = store();
+        let error = Calculator::new(&store, graph).output_paths(&top).unwrap_err().to_string();
+        assert!(error.contains("-a.drv’ has no output ‘doc’"), "{error}");
+    }
+
+    #[test]
+    fn a_cycle_is_found_and_shown() {
+        let graph: BTreeMap<_, _> = [("a", "b"), ("b", "c"), ("c", "b")]
+            .into_iter()
+            .map(|(name, input)| (path_of(name), with_path(plain(name, &[input]))))
+            .collect();
+        let store = store();
+        let error = Calculator::new(&store, graph).output_paths(&plain("top", &["a"])).unwrap_err();
+        let PathsError::Cycle(cycle) = &error else { panic!("{error}") };
+        assert_eq!(*cycle, ["b", "c", "b"].map(path_of));
+    }
+
+    #[test]
+    fn a_deep_graph_needs_no_deep_stack() {
+        let name = |level: usize| format!("d{level}");
+        let graph: BTreeMap<_, _> = (0..20_000)
+            .map(|level| {
+                let inputs = if level == 0 { vec![] } else { vec![name(level - 1)] };
+                let inputs: Vec<_> = inputs.iter().map(String::as_str).collect();
+                (path_of(&name(level)), with_path(plain(&name(level), &inputs)))
+            })
+            .collect();
+        let store = store();
+        assert!(Calculator::new(&store, graph).output_paths(&plain("top", &["d19999"])).is_ok());
+    }
+
+    #[test]
+    fn a_wrong_path_or_variable_is_named_with_the_right_one() {
+        let store = store();
+        let mut calculator = Calculator::new(&store, BTreeMap::new());
+        let mut right = plain("a", &[]);
+        calculator.complete(&mut right).unwrap();
+        let own = right.store_path(&store).unwrap();
+        calculator.check(&own, &right).unwrap();
+
+        let mut wrong = right.clone();
+        wrong.environment.insert(b"out".to_vec(), b"/tmp/out".to_vec());
+        let error = calculator.check_outputs(&wrong).unwrap_err().to_string();
+        assert!(error.contains("has ‘/tmp/out’ in its variable ‘out’, which should be"), "{error}");
+        wrong.environment.remove(b"out".as_slice());
+        assert!(calculator.check_outputs(&wrong).is_err());
+
+        let error = calculator.check_outputs(&with_path(right.clone())).unwrap_err().to_string();
+        assert!(error.contains("‘11111111111111111111111111111111-a’ for its output ‘out’"), "{error}");
+
+        let error = calculator.check(&path_of("b"), &right).unwrap_err().to_string();
+        assert!(error.contains("is called ‘a’"), "{error}");
+        let error = calculator.check(&path_of("a"), &right).unwrap_err().to_string();
+        assert!(error.contains(&format!("belong at ‘{own}’")), "{error}");
+    }
+
+    proptest! {
+        /// How a thing is fetched is no part of the paths of what depends on it; what it contains is.
+        #[test]
+        fn only_the_contents_of_a_fetched_input_count(first in ".{0,8}", second in ".{0,8}", contents in ".{0,8}") {
+            let store = store();
+            let fetch = |url: &str, contents: &str| {
+                let hash = Hash::sha256(contents.as_bytes());
+                let path = store.fixed_path("fetch", false, &hash).unwrap();
+                let mut derivation = plain("fetch", &[]);
+                derivation.environment.insert(b"url".to_vec(), url.as_bytes().to_vec());
+                derivation.outputs.insert("out".to_owned(), Output::Fixed { path, method: Method::Flat, hash });
+                derivation
+            };
+            let above = |fetched: Derivation| {
+                let graph = BTreeMap::from([(path_of("fetch"), fetched)]);
+                Calculator::new(&store, graph).output_paths(&plain("top", &["fetch"])).unwrap()
+            };
+            prop_assert_eq!(above(fetch(&first, &contents)), above(fetch(&second, &contents)));
+            if first != contents {
+                prop_assert_ne!(above(fetch("", &first)), above(fetch("", &contents)));
+            }
+        }
+    }
+}
