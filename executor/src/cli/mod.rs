@@ -3,6 +3,7 @@
 mod completion;
 mod doctor;
 mod explain;
+mod launch;
 mod room_options;
 mod run;
 
@@ -22,7 +23,8 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 4] = [run::SUBCOMMAND, explain::SUBCOMMAND, doctor::SUBCOMMAND, completion::SUBCOMMAND];
+const SUBCOMMANDS: [Subcommand; 5] =
+    [run::SUBCOMMAND, explain::SUBCOMMAND, doctor::SUBCOMMAND, completion::SUBCOMMAND, launch::SUBCOMMAND];
 
 /// The whole command line.
 fn whole() -> Command {

@@ -4,7 +4,7 @@ use super::program::{self, Recorded};
 use super::show::{Notation, Show};
 use crate::sys::seccomp as sys;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -44,7 +44,7 @@ struct Entry {
 }
 
 /// One thing that the room refused, and how often.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// The system call.
     pub call: String,
