@@ -88,9 +88,8 @@ impl Database {
             let path = path.clone();
             move |source| StoreError::sql(doing, &path, root, source)
         };
-        if found.is_some() && !path.exists() {
-            // A new, empty database here would make a collector delete the whole store.
-            return Err(StoreError::Corrupt { path, why: "the file is gone".to_owned() });
+        if found.is_some() {
+            check_file(&path)?;
         }
         let mut connection = Connection::open(&path).map_err(error("open"))?;
         prepare(&connection).map_err(error("open"))?;
@@ -104,7 +103,7 @@ impl Database {
             .map_err(error("make tables"))?;
             write_whole(directory, "schema", SCHEMA.to_string().as_bytes())?;
         }
-        check_tables(&connection).map_err(error("read"))?;
+        check_tables(&connection).map_err(|source| missing_table(source, &path, root))?;
         reserve(&directory.join("reserved"));
         let database = Self { connection, path, root: root.to_owned(), writable: true, _big_lock: Some(big_lock) };
         if fs::metadata(directory.join("db.sqlite-wal")).is_ok_and(|log| log.len() > LONG_LOG) {
@@ -120,9 +119,10 @@ impl Database {
         if let Some(file) = &big_lock {
             lock(file, FlockOperation::LockShared, directory)?;
         }
-        if read_schema(&directory.join("schema"))?.is_none() || !path.exists() {
+        if read_schema(&directory.join("schema"))?.is_none() {
             return Err(StoreError::NoStore { root: root.to_owned(), missing: path });
         }
+        check_file(&path)?;
         let try_open = |immutable: bool| -> Result<Connection, rusqlite::Error> {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let connection = if immutable {
@@ -145,7 +145,7 @@ impl Database {
             }
             other => other,
         }
-        .map_err(|source| StoreError::sql("read", &path, root, source))?;
+        .map_err(|source| missing_table(source, &path, root))?;
         Ok(Self { connection, path, root: root.to_owned(), writable: false, _big_lock: big_lock })
     }
 
@@ -209,6 +209,26 @@ fn check_tables(connection: &Connection) -> Result<(), rusqlite::Error> {
         connection.query_row(&format!("select count(*) from (select 1 from {table} limit 1)"), [], |_| Ok(()))?;
     }
     Ok(())
+}
+
+/// SQLite takes a file that is not there, or empty, for a new database. A collector would then delete the whole store.
+fn check_file(path: &Path) -> Result<(), StoreError> {
+    let why = match fs::metadata(path) {
+        Ok(file) if file.len() > 0 => return Ok(()),
+        Ok(_) => "the file is empty",
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "the file is gone",
+        Err(error) => return Err(StoreError::io("look at", path, error)),
+    };
+    Err(StoreError::Corrupt { path: path.to_owned(), why: why.to_owned() })
+}
+
+fn missing_table(source: rusqlite::Error, path: &Path, root: &Path) -> StoreError {
+    match &source {
+        rusqlite::Error::SqliteFailure(_, Some(why)) if why.starts_with("no such table") => {
+            StoreError::Corrupt { path: path.to_owned(), why: why.clone() }
+        }
+        _ => StoreError::sql("read", path, root, source),
+    }
 }
 
 /// Busy is also what SQLite says at once, without waiting, where waiting could make a deadlock.

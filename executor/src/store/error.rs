@@ -79,7 +79,7 @@ pub enum StoreError {
         why: String,
     },
     /// The store cannot be written.
-    #[error("the store at ‘{root}’ can only be read here: {doing} needs to write it", root = root.display())]
+    #[error("cannot {doing}: the store at ‘{root}’ can only be read here", root = root.display())]
     ReadOnly {
         /// The store's root.
         root: PathBuf,

@@ -11,7 +11,7 @@ mod query;
 mod register;
 mod temp_roots;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs;
 use std::io;
@@ -134,7 +134,7 @@ fn make_layout(root: &Path) -> Result<(), StoreError> {
         let path = root.join(directory);
         match fs::create_dir_all(&path) {
             Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                return Err(StoreError::ReadOnly { root: root.to_owned(), doing: "opening it so" });
+                return Err(StoreError::ReadOnly { root: root.to_owned(), doing: "open it for writing" });
             }
             other => other.map_err(StoreError::on("make the directory", &path))?,
         }

@@ -1,11 +1,13 @@
 //! Locks on paths that somebody makes, understood by Nix too. Source: `src/libstore/pathlocks.cc` and `unix/pathlocks.cc`.
 //!
-//! The lock of a path is a `flock` of the file `<path>.lock` beside it. Who removes the file writes a byte into it first or
-//! after, still holding it: whoever waited for the same file sees by its size that it is no longer *the* lock, and starts over.
+//! The lock of a path is a `flock` of the file `<path>.lock` beside it. Who removes the file writes a byte into it, still
+//! holding it: whoever waited for the same file sees by its size, and by
+//! its number, that it is no longer *the* lock, and starts over.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -18,7 +20,7 @@ use crate::store_path::StorePath;
 /// Locks that are held; released when dropped.
 #[derive(Debug, Default)]
 pub struct PathLocks {
-    held: Vec<(PathBuf, File)>,
+    pub(super) held: Vec<(PathBuf, File)>,
 }
 
 impl Store {
@@ -29,7 +31,7 @@ impl Store {
         paths: impl IntoIterator<Item = &'a StorePath>,
         notice: &mut dyn FnMut(&str),
     ) -> Result<PathLocks, StoreError> {
-        self.check_writable("locking a path")?;
+        self.check_writable("lock a path")?;
         let mut locks = PathLocks::default();
         for path in paths.into_iter().collect::<BTreeSet<_>>() {
             let file = self.lock_file(path);
@@ -50,7 +52,7 @@ impl Store {
         &self,
         paths: impl IntoIterator<Item = &'a StorePath>,
     ) -> Result<Option<PathLocks>, StoreError> {
-        self.check_writable("locking a path")?;
+        self.check_writable("lock a path")?;
         let mut locks = PathLocks::default();
         for path in paths.into_iter().collect::<BTreeSet<_>>() {
             let file = self.lock_file(path);
@@ -91,11 +93,14 @@ fn take(path: &Path, wait: bool) -> Result<Option<File>, StoreError> {
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(error) => return Err(StoreError::io("lock", path, error)),
         }
-        if file.metadata().map_err(StoreError::on("look at", path))?.len() == 0 {
+        let same = names(path, &file)?;
+        if same && file.metadata().map_err(StoreError::on("look at", path))?.len() == 0 {
             return Ok(Some(file));
         }
-        // Somebody marked it as removed. If its name is still there, he died between the two, and it falls to us.
-        remove_if_same(path, &file);
+        // It was removed while we waited. If its name is still there, who removed it died in between, and it falls to us.
+        if same {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -106,11 +111,12 @@ fn remove_lock(path: &Path, mut file: &File) {
     let _ = rustix::fs::flock(file, FlockOperation::Unlock);
 }
 
-fn remove_if_same(path: &Path, file: &File) {
-    use std::os::unix::fs::MetadataExt;
-    if let (Ok(named), Ok(held)) = (fs::symlink_metadata(path), file.metadata())
-        && (named.dev(), named.ino()) == (held.dev(), held.ino())
-    {
-        let _ = fs::remove_file(path);
+/// Whether the file that is open is the one that the name stands for.
+fn names(path: &Path, file: &File) -> Result<bool, StoreError> {
+    let held = file.metadata().map_err(StoreError::on("look at", path))?;
+    match fs::symlink_metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (held.dev(), held.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(StoreError::io("look at", path, error)),
     }
 }

@@ -17,13 +17,13 @@ impl Store {
     /// # Errors
     /// A reference that is neither valid nor in the batch, a cycle, a read-only store, a full disk, a damaged database.
     pub fn register(&self, paths: &[Registration]) -> Result<(), StoreError> {
-        self.check_writable("registering a path")?;
+        self.check_writable("register a path")?;
         check_for_cycles(paths)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
         let mut database = self.database();
         let (database_path, root, dir) = (database.path.clone(), self.root.clone(), &self.dir);
         let error = |source| StoreError::sql("register a path", &database_path, &root, source);
-        database.transaction("registering a path", |connection| {
+        database.transaction("register a path", |connection| {
             let mut ids = BTreeMap::new();
             let mut known_before = Vec::new();
             for registration in paths {
@@ -78,12 +78,12 @@ impl Store {
     /// # Errors
     /// A valid path outside of `paths` refers to one of them.
     pub fn invalidate<'a>(&self, paths: impl IntoIterator<Item = &'a StorePath>) -> Result<(), StoreError> {
-        self.check_writable("invalidating a path")?;
+        self.check_writable("invalidate a path")?;
         let paths: BTreeSet<_> = paths.into_iter().collect();
         let mut database = self.database();
         let (database_path, root, dir) = (database.path.clone(), self.root.clone(), &self.dir);
         let error = |source| StoreError::sql("invalidate a path", &database_path, &root, source);
-        database.transaction("invalidating a path", |connection| {
+        database.transaction("invalidate a path", |connection| {
             for path in &paths {
                 let others: Vec<_> = referrers(connection, dir, path)
                     .map_err(error)?

@@ -28,7 +28,7 @@ pub(super) struct TempRoots {
 impl Store {
     /// Keeps `path` from every collector until this store is closed or its process ends. It need not be valid yet.
     pub fn add_temp_root(&self, path: &StorePath) -> Result<(), StoreError> {
-        self.check_writable("keeping a path from the collector")?;
+        self.check_writable("keep a path from the collector")?;
         let mut temp_roots = self.temp_roots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         temp_roots.add(&self.state_dir(), self.dir.display(path))
     }
