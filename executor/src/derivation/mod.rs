@@ -4,10 +4,10 @@
 //! paths; [`options`] reads the attributes that concern the executor and not the builder.
 
 pub mod aterm;
-
+pub mod attributes;
 pub mod json;
 pub mod json_text;
-
+pub mod options;
 pub mod paths;
 
 #[cfg(test)]
