@@ -1,13 +1,24 @@
 //! A build, from a request to registered outputs.
 
+pub mod builtin;
+pub mod call;
 pub mod checks;
 pub mod environment;
+pub mod failure;
 pub mod graph;
+pub mod keep;
 pub mod launcher;
+pub mod log;
+pub mod outputs;
+pub mod policy;
+pub mod realise;
+pub mod record;
 pub mod reference_graph;
 pub mod result;
 pub mod room;
 pub mod scheduler;
+pub mod scratch;
+pub mod stored;
 pub mod structured_attributes;
 
 #[cfg(test)]

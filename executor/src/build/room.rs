@@ -11,6 +11,7 @@ use anchorhold_sandbox::room::{
 };
 use anchorhold_sandbox::text::Text;
 
+use super::environment::BuilderInput;
 use crate::store_path::{StoreDir, StorePath};
 
 /// What a builder's room is made of.
@@ -37,7 +38,7 @@ pub struct Parts<'a> {
     /// The kernel's ids behind its own.
     pub outside: Outside,
     /// What runs.
-    pub command: Command,
+    pub command: BuilderInput,
 }
 
 /// Host paths of the three directories that a builder may write.
@@ -80,20 +81,14 @@ pub struct Grants {
     pub nested: bool,
     /// A way out to the network, because its output is known beforehand.
     pub fetch: Option<NetworkMode>,
+    /// That it sees the host's files, read-only, and its network: `__noChroot` where policy is relaxed.
+    pub no_room: bool,
     /// That 32-bit is the machine it sees.
     pub linux32: bool,
 }
 
-/// A builder's command line.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Command {
-    /// Absolute path in the room.
-    pub builder: Vec<u8>,
-    /// Arguments after the first, which is the builder's base name.
-    pub arguments: Vec<Vec<u8>>,
-    /// The whole environment.
-    pub environment: Vec<(Vec<u8>, Vec<u8>)>,
-}
+/// Directories of the host that a build without a room sees.
+const HOST: [&str; 8] = ["/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/sbin", "/usr"];
 
 /// The room.
 pub fn room(parts: Parts<'_>) -> Room {
@@ -127,8 +122,11 @@ pub fn room(parts: Parts<'_>) -> Room {
     mounts.extend(
         parts.sandbox_paths.iter().map(|path| read_only(path.inside.clone(), path.outside.clone(), path.optional)),
     );
+    if parts.grants.no_room {
+        mounts.extend(HOST.iter().map(|path| read_only(path.into(), path.into(), true)));
+    }
     let text = |bytes: Vec<u8>| Text(OsString::from_vec(bytes));
-    let base_name = parts.command.builder.rsplit(|byte| *byte == b'/').next().unwrap_or_default().to_vec();
+    let mut arguments = parts.command.arguments.into_iter().map(text);
     let profile = match parts.grants {
         Grants { fetch: Some(_), .. } => Profile::Fetch,
         Grants { nested: true, .. } => Profile::Nested,
@@ -139,12 +137,15 @@ pub fn room(parts: Parts<'_>) -> Room {
         identity: Identity { home: build_dir.to_owned(), outside: parts.outside, ..Identity::default() },
         mounts,
         devices: Devices { kvm: parts.grants.kvm, shm_size: parts.shm_size },
-        network: Network { mode: parts.grants.fetch, ..Network::default() },
+        network: Network {
+            mode: if parts.grants.no_room { Some(NetworkMode::Host) } else { parts.grants.fetch },
+            ..Network::default()
+        },
         limits: parts.limits,
         process: Process {
-            program: text(parts.command.builder),
-            argv0: Some(text(base_name)),
-            arguments: parts.command.arguments.into_iter().map(text).collect(),
+            program: text(parts.command.program),
+            argv0: arguments.next(),
+            arguments: arguments.collect(),
             environment: parts.command.environment.into_iter().map(|(name, value)| (text(name), text(value))).collect(),
             directory: build_dir.to_owned(),
             output: Output::Log,

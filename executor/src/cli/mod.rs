@@ -1,11 +1,13 @@
 //! The command line: each subcommand in a file of its own.
 
+mod build;
 mod completion;
 mod doctor;
 mod explain;
 mod launch;
 mod room_options;
 mod run;
+mod store_root;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -23,8 +25,14 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 5] =
-    [run::SUBCOMMAND, explain::SUBCOMMAND, doctor::SUBCOMMAND, completion::SUBCOMMAND, launch::SUBCOMMAND];
+const SUBCOMMANDS: [Subcommand; 6] = [
+    build::SUBCOMMAND,
+    run::SUBCOMMAND,
+    explain::SUBCOMMAND,
+    doctor::SUBCOMMAND,
+    completion::SUBCOMMAND,
+    launch::SUBCOMMAND,
+];
 
 /// The whole command line.
 fn whole() -> Command {

@@ -1,0 +1,153 @@
+//! What this machine builds, and what it lets a build do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use anchorhold_sandbox::quantity::{Duration, Size};
+use anchorhold_sandbox::room::{Limits, NetworkMode};
+
+use super::room::{Grants, SandboxPath};
+use crate::derivation::Derivation;
+use crate::derivation::options::Options;
+
+/// The feature that grants `/dev/kvm`.
+pub const KVM: &str = "kvm";
+/// The feature of builds that make sandboxes themselves.
+pub const NESTED: &str = "nested-sandbox";
+
+/// Policy for all builds of one call.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// The system that is built for, such as `x86_64-linux`.
+    pub system: String,
+    /// Further systems whose programs run here.
+    pub extra_platforms: BTreeSet<String>,
+    /// Words that a derivation may require.
+    pub features: BTreeSet<String>,
+    /// Whether a derivation may do without its room by `__noChroot`.
+    pub relaxed: bool,
+    /// Paths that every builder sees.
+    pub sandbox_paths: Vec<SandboxPath>,
+    /// The build directory as builders name it.
+    pub build_dir: String,
+    /// Where the directories of running builds are made. On the store's file system, outputs are moved; elsewhere, copied.
+    pub builds: PathBuf,
+    /// The bound of `/dev/shm`.
+    pub shm_size: Size,
+    /// `NIX_BUILD_CORES`; 0 lets the builder find out.
+    pub cores: u32,
+    /// Longest time of one build.
+    pub timeout: Option<Duration>,
+    /// Longest time without a byte of output.
+    pub max_silent_time: Option<Duration>,
+    /// Most bytes of output.
+    pub max_log_size: Option<Size>,
+    /// Memory of one build.
+    pub memory: Option<Size>,
+    /// Processes and threads of one build.
+    pub pids: Option<u64>,
+    /// Processors' worth of time of one build.
+    pub cpu: Option<f64>,
+    /// The network of a build whose output is known beforehand.
+    pub fetch: NetworkMode,
+    /// Values for `impureEnvVars`.
+    pub impure_environment: BTreeMap<String, String>,
+    /// Whether a failed build is kept.
+    pub keep_failed: bool,
+    /// How many lines of a failed build's log are repeated.
+    pub log_lines: usize,
+}
+
+/// Why this machine does not do a build.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// It is for another machine.
+    #[error(
+        "it is for ‘{wanted}’, and this machine builds for {here}: build it on another machine, or add the system to `extra-platforms` if its programs run here"
+    )]
+    System {
+        /// What the derivation says.
+        wanted: String,
+        /// What is built here.
+        here: String,
+    },
+    /// It requires a feature that is not given.
+    #[error("it requires the feature ‘{feature}’, and this machine has {here}: {advice}")]
+    Feature {
+        /// The word.
+        feature: String,
+        /// The words there are.
+        here: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// It wants to be built outside a room.
+    #[error(
+        "it sets ‘__noChroot’, and builds without a room are refused: take the attribute out, or set `sandbox = \"relaxed\"` if this one may see the host's files and network"
+    )]
+    NoRoom,
+    /// It names files of the host.
+    #[error(
+        "it asks for the host's ‘{0}’ by ‘__impureHostDeps’: no host path is given to builds by their own wish; name it in `sandbox-paths`"
+    )]
+    HostPath(String),
+}
+
+impl Policy {
+    /// What a derivation is granted, or why it is not built here.
+    pub fn grants(&self, derivation: &Derivation, options: &Options) -> Result<Grants, Rejection> {
+        let systems = || std::iter::once(&self.system).chain(&self.extra_platforms);
+        if !derivation.is_builtin() && !systems().any(|system| *system == derivation.system) {
+            return Err(Rejection::System {
+                wanted: derivation.system.clone(),
+                here: systems().map(|system| format!("‘{system}’")).collect::<Vec<_>>().join(", "),
+            });
+        }
+        if let Some(feature) = options.required_system_features.iter().find(|word| !self.features.contains(*word)) {
+            let here = self.features.iter().map(|word| format!("‘{word}’")).collect::<Vec<_>>().join(", ");
+            return Err(Rejection::Feature {
+                feature: feature.clone(),
+                here: if here.is_empty() { "none".to_owned() } else { here },
+                advice: match feature.as_str() {
+                    KVM => "`anchorhold doctor` says why /dev/kvm is unusable",
+                    "uid-range" | "recursive-nix" | "windows-vm" | "linux-vm" => {
+                        "no version of this program gives it yet"
+                    }
+                    _ => "add it to `system-features` if the machine has what it stands for",
+                },
+            });
+        }
+        if options.no_chroot && !self.relaxed {
+            return Err(Rejection::NoRoom);
+        }
+        if let Some(path) = options.impure_host_deps.first() {
+            return Err(Rejection::HostPath(path.clone()));
+        }
+        let requires = |word: &str| options.required_system_features.contains(word);
+        Ok(Grants {
+            kvm: requires(KVM),
+            nested: requires(NESTED),
+            fetch: derivation.fixed_output().is_some().then_some(self.fetch),
+            no_room: options.no_chroot,
+            linux32: self.system == "x86_64-linux" && derivation.system == "i686-linux",
+        })
+    }
+
+    /// The limits of one build's room.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            memory: self.memory,
+            pids: self.pids,
+            cpu: self.cpu,
+            time: self.timeout,
+            silence: self.max_silent_time,
+            output: self.max_log_size,
+            ..Limits::default()
+        }
+    }
+}
+
+/// The system that this program runs on, as Nix names it.
+pub fn native_system() -> String {
+    format!("{}-linux", std::env::consts::ARCH)
+}

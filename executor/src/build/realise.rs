@@ -1,0 +1,498 @@
+//! One build, from a derivation whose inputs are there to registered outputs: each step in its order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
+use std::time::{Instant, SystemTime};
+
+use anchorhold_sandbox::Host;
+use anchorhold_sandbox::host::Wanted;
+use anchorhold_sandbox::ids::Reservation;
+use anchorhold_sandbox::outcome::End;
+use anchorhold_sandbox::room::Outside;
+
+use super::environment::{self, BuilderInput};
+use super::launcher::{Ended, FailureKind, Report, Worker};
+use super::log::{LogWriter, Tail};
+use super::policy::Policy;
+use super::reference_graph::{Inputs, PathFacts};
+use super::result::{BuildResult, Status};
+use super::room::{Parts, ScratchPaths, room};
+use super::scratch::{self, Scratch};
+use super::{builtin, checks, failure, keep, outputs, record};
+use crate::derivation::options::Options;
+use crate::derivation::{Derivation, Kind};
+use crate::progress::Reporter;
+use crate::store::{Direction, Store};
+use crate::store_path::StorePath;
+use crate::tree::{self, OutsideLinks};
+
+/// Less than this free on the store's or the build's file system is what made a build fail. Nix's number.
+const DISK_FULL: u64 = 8 << 20;
+
+/// What all builds of one call share.
+pub struct Realiser<'a> {
+    /// Where inputs are and outputs go.
+    pub store: &'a Store,
+    /// What is allowed.
+    pub policy: &'a Policy,
+    /// Who is told.
+    pub reporter: &'a dyn Reporter,
+    /// Whether outputs that are there are built again and compared.
+    pub check: bool,
+}
+
+/// What one thread that builds keeps from build to build.
+#[derive(Default)]
+pub struct Slot {
+    worker: Option<Worker>,
+    ids: Option<Ids>,
+}
+
+/// Whom a builder is outside its room.
+enum Ids {
+    /// The person who builds.
+    Myself,
+    /// One that no other room has.
+    Reserved(Reservation),
+}
+
+impl Ids {
+    fn take() -> Result<Self, String> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(Self::Myself);
+        }
+        match &Host::probe(Wanted::default()).ids {
+            Ok(pool) => Reservation::take(1, pool).map(Self::Reserved).map_err(|trouble| trouble.to_string()),
+            // The room says what is wrong with such a root, in more words than we have.
+            Err(_) => Ok(Self::Myself),
+        }
+    }
+
+    fn outside(&self) -> Outside {
+        match self {
+            Self::Myself => Outside::Auto,
+            Self::Reserved(held) => Outside::User { uid: held.first, gid: held.first },
+        }
+    }
+
+    fn owner(&self) -> scratch::Owner {
+        match self {
+            Self::Myself => None,
+            Self::Reserved(held) => Some((held.first, held.first)),
+        }
+    }
+}
+
+/// Why a build stops.
+pub(super) struct Stopped {
+    pub status: Status,
+    pub message: String,
+}
+
+impl Stopped {
+    pub(super) fn new(status: Status, message: impl ToString) -> Self {
+        Self { status, message: message.to_string() }
+    }
+
+    fn rejected(message: impl ToString) -> Self {
+        Self::new(Status::InputRejected, message)
+    }
+
+    fn misc(message: impl ToString) -> Self {
+        Self::new(Status::MiscFailure, message)
+    }
+}
+
+impl From<outputs::Rejected> for Stopped {
+    fn from(rejected: outputs::Rejected) -> Self {
+        Self { status: rejected.status, message: rejected.message }
+    }
+}
+
+/// A build in the making: what is known by the time it ends is in its result.
+struct Attempt<'a> {
+    realiser: &'a Realiser<'a>,
+    path: &'a StorePath,
+    derivation: &'a Derivation,
+    result: BuildResult,
+}
+
+impl Realiser<'_> {
+    /// Builds `derivation`, whose inputs are all valid.
+    pub fn build(&self, slot: &mut Slot, path: &StorePath, derivation: &Derivation) -> BuildResult {
+        let begun = Instant::now();
+        let mut attempt =
+            Attempt { realiser: self, path, derivation, result: BuildResult::new(path.clone(), Status::Built, "") };
+        let done = attempt.run(slot);
+        let mut result = attempt.result;
+        match done {
+            Ok(status) => {
+                result.status = status;
+                result.outputs = known_outputs(derivation);
+            }
+            Err(stopped) => {
+                result.status = stopped.status;
+                result.message = stopped.message;
+            }
+        }
+        if let Some((_, took)) = &mut result.times {
+            *took = begun.elapsed();
+            let record = result.to_json(self.store.dir());
+            if let Err(error) = record::write(&self.store.state_dir(), path, &record) {
+                self.reporter.warn(&format!("the record of ‘{path}’ could not be written: {error}"));
+            }
+        }
+        result
+    }
+}
+
+/// The outputs whose paths are known before they are built: all, for the kinds that are built here.
+pub fn known_outputs(derivation: &Derivation) -> BTreeMap<String, StorePath> {
+    derivation
+        .outputs
+        .iter()
+        .filter_map(|(name, output)| output.path().map(|path| (name.clone(), path.clone())))
+        .collect()
+}
+
+impl Attempt<'_> {
+    fn run(&mut self, slot: &mut Slot) -> Result<Status, Stopped> {
+        let Realiser { store, policy, reporter, check } = *self.realiser;
+        let derivation = self.derivation;
+        match derivation.kind().map_err(Stopped::rejected)? {
+            Kind::InputAddressed | Kind::Fixed => {}
+            Kind::Floating => {
+                return Err(Stopped::rejected(
+                    "its outputs are named by what they turn out to hold (floating content-addressed), which this version does not build",
+                ));
+            }
+            Kind::Impure => {
+                return Err(Stopped::rejected("it is impure, which this version does not build"));
+            }
+            Kind::Deferred => {
+                return Err(Stopped::rejected(
+                    "the paths of its outputs depend on a content-addressed derivation, which this version does not build",
+                ));
+            }
+        }
+        let options = Options::read(derivation, store.dir()).map_err(Stopped::rejected)?;
+        let grants = policy.grants(derivation, &options).map_err(Stopped::rejected)?;
+        let wanted = known_outputs(derivation);
+
+        let mut waited = false;
+        let locks = store
+            .lock_paths(wanted.values(), &mut |notice| {
+                waited = true;
+                reporter.waiting(self.path, notice);
+            })
+            .map_err(Stopped::misc)?;
+        let valid = store.valid_of(&wanted.values().cloned().collect()).map_err(Stopped::misc)?;
+        if check {
+            if let Some(missing) = wanted.values().find(|path| !valid.contains(path)) {
+                return Err(Stopped::misc(format!(
+                    "there is nothing to compare with: its output ‘{}’ is not valid; build it without --check first",
+                    store.dir().display(missing)
+                )));
+            }
+        } else if valid.len() == wanted.len() {
+            // Somebody else built it while we waited, or just before.
+            return Ok(Status::AlreadyValid);
+        }
+
+        let inputs = self.inputs()?;
+        for path in wanted.values().chain([self.path]).chain(&inputs.direct) {
+            store.add_temp_root(path).map_err(Stopped::misc)?;
+        }
+        let ids = match &slot.ids {
+            Some(ids) => ids,
+            None => slot.ids.insert(Ids::take().map_err(Stopped::misc)?),
+        };
+        let scratch = Scratch::create(&policy.builds, ids.owner()).map_err(|error| self.disk(&error))?;
+        let settings = environment::Settings {
+            cores: policy.cores,
+            build_directory: policy.build_dir.clone(),
+            impure_environment: policy
+                .impure_environment
+                .iter()
+                .map(|(name, value)| (name.clone(), value.clone().into_bytes()))
+                .collect(),
+        };
+        let made_at = wanted.iter().map(|(name, path)| (name.clone(), store.dir().display(path))).collect();
+        let command = environment::prepare(
+            derivation,
+            &options,
+            store.dir(),
+            &settings,
+            &made_at,
+            &StoreInputs { store, inputs: &inputs.closure },
+        )
+        .map_err(Stopped::rejected)?;
+
+        self.result.times = Some((SystemTime::now(), std::time::Duration::ZERO));
+        reporter.started(self.path, derivation);
+        if derivation.is_builtin() {
+            builtin::run(derivation, &scratch).map_err(|why| Stopped::new(Status::PermanentFailure, why))?;
+        } else {
+            self.run_builder(slot, &scratch, &inputs.closure, grants, command)?;
+        }
+
+        let left = scratch.open("store").map_err(Stopped::misc)?;
+        let mine = rustix::process::geteuid().as_raw();
+        let (builder, store_owner, outside_links) = match slot.ids.as_ref().and_then(Ids::owner) {
+            Some((uid, _)) => (uid, Some((mine, rustix::process::getegid().as_raw())), OutsideLinks::Keep),
+            // The builder's id is ours, so it could have linked to any file of ours that its room shows.
+            None => (mine, None, OutsideLinks::Refuse),
+        };
+        let owned = tree::Policy { owners: builder..=builder, store_owner, outside_links };
+        let taken = outputs::take(
+            derivation,
+            left.as_fd(),
+            store.dir(),
+            &inputs.closure,
+            &owned,
+            &options.unsafe_discard_references,
+        )?;
+        check_outputs(store, &options, &taken).map_err(|violation| Stopped::new(Status::OutputRejected, violation))?;
+        if check {
+            let differing = outputs::compare(store, left.as_fd(), &taken, policy.keep_failed).map_err(Stopped::misc)?;
+            if let Some(story) = differing {
+                return Err(Stopped::new(Status::NotDeterministic, story));
+            }
+        } else {
+            outputs::register(store, left.as_fd(), self.path, &taken).map_err(|why| self.disk(&why))?;
+        }
+        drop(locks);
+        Ok(Status::Built)
+    }
+
+    /// Runs the builder in its room, and stops here unless it ended well.
+    fn run_builder(
+        &mut self,
+        slot: &mut Slot,
+        scratch: &Scratch,
+        inputs: &[StorePath],
+        grants: super::room::Grants,
+        command: BuilderInput,
+    ) -> Result<(), Stopped> {
+        let Realiser { store, policy, reporter, .. } = *self.realiser;
+        for file in &command.files {
+            scratch.write(&file.name, &file.contents).map_err(|error| self.disk(&error))?;
+        }
+        let outside = slot.ids.as_ref().map_or(Outside::Auto, Ids::outside);
+        let (store_dir, build_dir, tmp_dir) = (scratch.store(), scratch.build(), scratch.tmp());
+        let room = room(Parts {
+            store_dir: store.dir(),
+            real_store: &store.real_dir(),
+            inputs,
+            scratch: ScratchPaths { store: &store_dir, build: &build_dir, tmp: &tmp_dir },
+            build_dir: &policy.build_dir,
+            sandbox_paths: &policy.sandbox_paths,
+            shm_size: policy.shm_size,
+            grants,
+            limits: policy.limits(),
+            outside,
+            command,
+        });
+        let mut log = LogWriter::create(&store.log_dir(), self.path).map_err(|error| self.disk(&error))?;
+        let mut tail = Tail::new(policy.log_lines);
+        let worker = match &mut slot.worker {
+            Some(worker) => worker,
+            None => slot.worker.insert(
+                Worker::start().map_err(|error| Stopped::misc(format!("starting a launcher process: {error}")))?,
+            ),
+        };
+        let ran = worker.run(&room, &mut |bytes| {
+            log.write(bytes)?;
+            tail.write(bytes);
+            reporter.output(self.path, bytes);
+            Ok(())
+        });
+        let report = match ran {
+            Ok(report) => report,
+            Err(error) => {
+                // It is in the middle of something: never used again.
+                slot.worker = None;
+                return Err(self.disk(&format!("the build was ended: {error}")));
+            }
+        };
+        log.finish().map_err(|error| self.disk(&error))?;
+        self.result.last_lines = tail.into_lines();
+        let ended = match report {
+            Report::Ended(ended) => *ended,
+            Report::Failed(failed) => {
+                return Err(match failed.kind {
+                    FailureKind::NotExecutable => Stopped::new(Status::PermanentFailure, failed),
+                    _ => Stopped::misc(failed),
+                });
+            }
+        };
+        let stopped = self.judge(&ended);
+        let Ended { account, refused, seal, .. } = ended;
+        self.result.account = Some(account);
+        self.result.seal = Some(seal);
+        self.result.refused = refused;
+        match stopped {
+            None => Ok(()),
+            Some(mut stopped) => {
+                if policy.keep_failed {
+                    match keep::keep(scratch, self.derivation, &room) {
+                        Ok(kept) => self.result.kept = Some(kept),
+                        Err(error) => reporter.warn(&format!("the failed build could not be kept: {error}")),
+                    }
+                }
+                stopped.message = failure::story(&stopped.message, &self.result, store, policy);
+                Err(stopped)
+            }
+        }
+    }
+
+    /// Why a builder's end is a failure, if it is one.
+    fn judge(&self, ended: &Ended) -> Option<Stopped> {
+        let policy = self.realiser.policy;
+        let what = format!("builder for ‘{}’", self.realiser.store.dir().display(self.path));
+        let failed = |how: String| {
+            let transient = self.derivation.fixed_output().is_some() || self.is_disk_full();
+            let status = if transient { Status::TransientFailure } else { Status::PermanentFailure };
+            let full = if self.is_disk_full() { "; the disk is full" } else { "" };
+            Some(Stopped::new(status, format!("{what} {how}{full}")))
+        };
+        let limit = |limit: Option<String>| limit.map_or_else(String::new, |limit| format!(" of {limit}"));
+        match ended.end {
+            End::Exited(0) => None,
+            End::Exited(status) => failed(format!("failed with exit code {status}")),
+            End::Signaled(signal) => failed(format!("failed due to signal {signal}{}", signal_name(signal))),
+            End::Time => Some(Stopped::new(
+                Status::TimedOut,
+                format!("{what} timed out: it ran longer than {}", limit_text(policy.timeout)),
+            )),
+            End::Silence => Some(Stopped::new(
+                Status::TimedOut,
+                format!("{what} timed out: it wrote nothing for {}", limit_text(policy.max_silent_time)),
+            )),
+            End::Output => Some(Stopped::new(
+                Status::LogLimitExceeded,
+                format!(
+                    "{what} wrote more than the limit{} of log",
+                    limit(policy.max_log_size.map(|size| size.to_string()))
+                ),
+            )),
+            End::Memory => Some(Stopped::new(
+                Status::PermanentFailure,
+                format!(
+                    "{what} ran out of memory: it used more than its limit{}; raise --memory",
+                    limit(policy.memory.map(|size| size.to_string()))
+                ),
+            )),
+        }
+    }
+
+    fn is_disk_full(&self) -> bool {
+        let Realiser { store, policy, .. } = self.realiser;
+        [store.real_dir().as_path(), policy.builds.as_path()]
+            .into_iter()
+            .any(|place| scratch::free_bytes(place).is_some_and(|free| free < DISK_FULL))
+    }
+
+    /// A failure of our own that a full disk explains.
+    fn disk(&self, error: &dyn std::fmt::Display) -> Stopped {
+        if self.is_disk_full() {
+            Stopped::new(
+                Status::TransientFailure,
+                format!("{error}; the disk is full: free some space, `anchorhold store gc` may help"),
+            )
+        } else {
+            Stopped::misc(error)
+        }
+    }
+
+    /// What the builder may see of the store.
+    fn inputs(&self) -> Result<FoundInputs, Stopped> {
+        let store = self.realiser.store;
+        let mut direct: BTreeSet<StorePath> = self.derivation.input_sources.clone();
+        for (path, names) in &self.derivation.input_derivations {
+            let known = store.derivation_outputs(path).map_err(Stopped::misc)?;
+            for name in names {
+                let output = known.get(name).ok_or_else(|| {
+                    Stopped::rejected(format!(
+                        "it needs the output ‘{name}’ of ‘{}’, which has none of this name",
+                        store.dir().display(path)
+                    ))
+                })?;
+                direct.insert(output.clone());
+            }
+        }
+        let closure = store.closure(&direct, Direction::Forward).map_err(Stopped::misc)?;
+        Ok(FoundInputs { direct, closure: closure.into_iter().collect() })
+    }
+}
+
+struct FoundInputs {
+    direct: BTreeSet<StorePath>,
+    closure: Vec<StorePath>,
+}
+
+/// What its derivation allows of the outputs: what they may refer to, how large they may be.
+fn check_outputs(
+    store: &Store,
+    options: &Options,
+    taken: &BTreeMap<String, outputs::Taken>,
+) -> Result<(), checks::CheckError> {
+    let facts = |references: &BTreeSet<StorePath>, nar_size| checks::Facts { references: references.clone(), nar_size };
+    let new = taken
+        .iter()
+        .map(|(name, one)| {
+            let facts = facts(&one.references, one.nar_size);
+            (name.clone(), checks::NewOutput { path: one.path.clone(), facts })
+        })
+        .collect();
+    checks::check(options, &new, &|path| {
+        Ok(store.query_path_info(path)?.map(|info| facts(&info.references, info.nar_size)))
+    })
+}
+
+fn limit_text(limit: Option<anchorhold_sandbox::quantity::Duration>) -> String {
+    limit.map_or_else(|| "its limit".to_owned(), |limit| limit.to_string())
+}
+
+/// In brackets, for signals that people know by name.
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        4 => " (SIGILL)",
+        6 => " (SIGABRT)",
+        7 => " (SIGBUS)",
+        8 => " (SIGFPE)",
+        9 => " (SIGKILL)",
+        11 => " (SIGSEGV)",
+        13 => " (SIGPIPE)",
+        15 => " (SIGTERM)",
+        31 => " (SIGSYS)",
+        _ => "",
+    }
+}
+
+/// What the store knows of a build's inputs, which are sorted.
+struct StoreInputs<'a> {
+    store: &'a Store,
+    inputs: &'a [StorePath],
+}
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Inputs for StoreInputs<'_> {
+    fn is_input(&self, path: &StorePath) -> bool {
+        self.inputs.binary_search(path).is_ok()
+    }
+
+    fn facts(&self, path: &StorePath) -> Result<Option<PathFacts>, AnyError> {
+        Ok(self.store.query_path_info(path)?.map(|info| PathFacts {
+            nar_hash: info.nar_hash,
+            nar_size: info.nar_size,
+            references: info.references,
+            content_address: info.content_address,
+        }))
+    }
+
+    fn outputs(&self, path: &StorePath) -> Result<Vec<StorePath>, AnyError> {
+        Ok(self.store.derivation_outputs(path)?.into_values().collect())
+    }
+}

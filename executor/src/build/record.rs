@@ -1,0 +1,35 @@
+//! What is kept of each build beside its log: its result, its account and its seal.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::store_path::StorePath;
+
+/// Where the record of a derivation's last build lies.
+pub fn path(state_dir: &Path, derivation: &StorePath) -> PathBuf {
+    state_dir.join("anchorhold/records").join(format!("{derivation}.json"))
+}
+
+/// Writes a record, whole or not at all.
+///
+/// # Errors
+/// What the file system says.
+pub fn write(state_dir: &Path, derivation: &StorePath, record: &serde_json::Value) -> io::Result<()> {
+    let path = path(state_dir, derivation);
+    let directory = path.parent().unwrap_or(state_dir);
+    std::fs::create_dir_all(directory)?;
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    serde_json::to_writer_pretty(&mut file, record)?;
+    io::Write::write_all(&mut file, b"\n")?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// Reads a record.
+///
+/// # Errors
+/// When there is none, or it is damaged.
+pub fn read(state_dir: &Path, derivation: &StorePath) -> io::Result<serde_json::Value> {
+    let text = std::fs::read(path(state_dir, derivation))?;
+    Ok(serde_json::from_slice(&text)?)
+}

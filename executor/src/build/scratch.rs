@@ -1,0 +1,244 @@
+//! The directories that one build writes: made under a name nobody can guess, held, and gone afterwards.
+//!
+//! ```text
+//! builds/              0711, ours: can be walked through, cannot be listed
+//!   8f3c…/             0711, ours, held by flock(2) while the build lives
+//!     build/           0700, the builder's: /build
+//!     store/           0700, the builder's: /nix/store as the builder sees it, below its inputs
+//!     tmp/             0700, the builder's: /tmp
+//! ```
+//!
+//! The builder's three are reached by others through its room only. What it leaves there is an enemy's work: it is looked at
+//! through held directories, when everything in the room is dead.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::tree;
+
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::RDONLY);
+
+/// The directories of one build. Removed when dropped.
+#[derive(Debug)]
+pub struct Scratch {
+    builds: OwnedFd,
+    name: String,
+    path: PathBuf,
+    /// Open, and locked: whoever gets the lock knows that the build is no more.
+    directory: OwnedFd,
+    owner: Option<(u32, u32)>,
+}
+
+/// The uid and gid that a builder runs under outside its room, when they are not our own.
+pub type Owner = Option<(u32, u32)>;
+
+impl Scratch {
+    /// New directories below `builds`, which is made when it is not there. `owner` is given the three inner ones.
+    ///
+    /// # Errors
+    /// What the file system says, with what was being done.
+    pub fn create(builds: &Path, owner: Owner) -> io::Result<Self> {
+        let held = open_builds(builds)?;
+        loop {
+            let name = random_name()?;
+            match rustix::fs::mkdirat(&held, &name, Mode::from_raw_mode(0o711)) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => continue,
+                Err(errno) => return Err(said("making a directory in", builds, errno)),
+            }
+            let path = builds.join(&name);
+            let say = |doing| move |errno| said(doing, &path.clone(), errno);
+            let directory = rustix::fs::openat(&held, &name, DIRECTORY, Mode::empty()).map_err(say("opening"))?;
+            let path = builds.join(&name);
+            // A sweep may have come between: then it had the lock, and the name is gone.
+            match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => continue,
+                Err(errno) => return Err(said("locking", &path, errno)),
+            }
+            if rustix::fs::fstat(&directory).map_err(|errno| said("looking at", &path, errno))?.st_nlink == 0 {
+                continue;
+            }
+            // Against our umask.
+            rustix::fs::fchmod(&directory, Mode::from_raw_mode(0o711))
+                .map_err(|errno| said("changing the mode of", &path, errno))?;
+            let scratch = Self { builds: held, name, path, directory, owner };
+            for inner in ["build", "store", "tmp"] {
+                scratch.make(inner).map_err(|errno| said("making", &scratch.path.join(inner), errno))?;
+            }
+            return Ok(scratch);
+        }
+    }
+
+    fn make(&self, name: &str) -> Result<(), Errno> {
+        rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o700))?;
+        let made = rustix::fs::openat(&self.directory, name, DIRECTORY, Mode::empty())?;
+        give(made.as_fd(), self.owner)?;
+        rustix::fs::fchmod(&made, Mode::from_raw_mode(0o700))
+    }
+
+    /// Where they are.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the builder sees as its build directory.
+    pub fn build(&self) -> PathBuf {
+        self.path.join("build")
+    }
+
+    /// What the builder sees as the store.
+    pub fn store(&self) -> PathBuf {
+        self.path.join("store")
+    }
+
+    /// What the builder sees as `/tmp`.
+    pub fn tmp(&self) -> PathBuf {
+        self.path.join("tmp")
+    }
+
+    /// One of the three, held. For use when everything in the room is dead.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(&self, inner: &str) -> io::Result<OwnedFd> {
+        rustix::fs::openat(&self.directory, inner, DIRECTORY, Mode::empty())
+            .map_err(|errno| said("opening", &self.path.join(inner), errno))
+    }
+
+    /// Puts a file for the builder into its build directory, before the room stands.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write(&self, name: &str, contents: &[u8]) -> io::Result<()> {
+        let say = |errno| said("writing", &self.build().join(name), errno);
+        let build = self.open("build")?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&build, name, flags, Mode::from_raw_mode(0o644)).map_err(say)?;
+        give(file.as_fd(), self.owner).map_err(say)?;
+        let mut file = File::from(file);
+        file.write_all(contents)
+    }
+
+    /// Writes a file into the store directory, as if the builder had.
+    ///
+    /// # Errors
+    /// What the file systems say.
+    pub fn create_output(&self, name: &str, executable: bool, contents: &mut impl Read) -> io::Result<()> {
+        let store = self.open("store")?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = if executable { 0o755 } else { 0o644 };
+        let file = rustix::fs::openat(&store, name, flags, Mode::from_raw_mode(mode))?;
+        give(file.as_fd(), self.owner)?;
+        io::copy(contents, &mut File::from(file)).map(drop)
+    }
+
+    /// Removes all of it.
+    ///
+    /// # Errors
+    /// What could not be removed, and why.
+    pub fn remove(self) -> io::Result<()> {
+        self.take_away()
+    }
+
+    fn take_away(&self) -> io::Result<()> {
+        // Shut first: whoever still holds a descriptor of a directory in it walks nowhere.
+        let _ = rustix::fs::fchmod(&self.directory, Mode::from_raw_mode(0o700));
+        tree::remove(self.builds.as_fd(), self.name.as_ref()).map_err(io::Error::other)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Nobody is left to be told; the next sweep tries again.
+        let _ = self.take_away();
+    }
+}
+
+/// Removes the directories of builds that are no more: of an executor that was killed, or of a machine that lost power. Returns how many.
+///
+/// # Errors
+/// When `builds` cannot be read. What cannot be removed is left for the next time.
+pub fn sweep(builds: &Path) -> io::Result<usize> {
+    let held = match rustix::fs::open(builds, DIRECTORY, Mode::empty()) {
+        Ok(held) => held,
+        Err(Errno::NOENT) => return Ok(0),
+        Err(errno) => return Err(said("opening", builds, errno)),
+    };
+    let mut removed = 0;
+    let entries = rustix::fs::Dir::read_from(&held).map_err(|errno| said("reading", builds, errno))?;
+    for entry in entries {
+        let entry = entry.map_err(|errno| said("reading", builds, errno))?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let Ok(directory) = rustix::fs::openat(&held, name, DIRECTORY, Mode::empty()) else { continue };
+        if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+            continue;
+        }
+        use std::os::unix::ffi::OsStrExt;
+        let name = std::ffi::OsStr::from_bytes(name.to_bytes());
+        removed += usize::from(tree::remove(held.as_fd(), name).is_ok());
+    }
+    Ok(removed)
+}
+
+/// Opens `builds`, making it when it is not there, and makes sure that nobody but us may write it.
+fn open_builds(builds: &Path) -> io::Result<OwnedFd> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(builds)
+        .map_err(|error| io::Error::new(error.kind(), format!("making {}: {error}", builds.display())))?;
+    let held = rustix::fs::open(builds, DIRECTORY, Mode::empty()).map_err(|errno| said("opening", builds, errno))?;
+    let found = rustix::fs::fstat(&held).map_err(|errno| said("looking at", builds, errno))?;
+    if found.st_uid != rustix::process::geteuid().as_raw() || found.st_mode & 0o022 != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "{} must belong to the user who builds and be writable by nobody else: builds would take what others put there",
+                builds.display()
+            ),
+        ));
+    }
+    Ok(held)
+}
+
+fn give(fd: BorrowedFd<'_>, owner: Owner) -> Result<(), Errno> {
+    match owner {
+        Some((uid, gid)) => {
+            rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)))
+        }
+        None => Ok(()),
+    }
+}
+
+/// 16 random hexadecimal digits.
+fn random_name() -> io::Result<String> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn said(doing: &str, path: &Path, errno: Errno) -> io::Error {
+    let error = io::Error::from(errno);
+    io::Error::new(error.kind(), format!("{doing} {}: {error}", path.display()))
+}
+
+/// The bytes that are free on the file system of a directory.
+pub fn free_bytes(directory: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(directory).ok()?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+/// Whether nothing has this name in a held directory.
+pub fn is_absent(directory: BorrowedFd<'_>, name: &str) -> bool {
+    matches!(rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT))
+}
