@@ -15,6 +15,8 @@ use std::io;
 
 pub use read::{Event, Reader, copy};
 pub use restore::restore;
+pub(crate) use restore::{CANONICAL_TIME, EXECUTABLE, FILE};
+pub(crate) use write::kind_in_words;
 pub use write::{dump, dump_with};
 
 pub(crate) const MAGIC: &[u8] = b"nix-archive-1";
