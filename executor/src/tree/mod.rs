@@ -1,1 +1,81 @@
 //! Trees that a builder wrote, walked as an enemy's work: by held directories, never through a link.
+//!
+//! Every function takes a tree as a name in a held directory. The names below are found by system calls on held directories
+//! only, so that whoever exchanges a directory for a link in the meantime gains nothing.
+
+pub(crate) mod descent;
+mod remove;
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path};
+
+use rustix::fs::{Mode, OFlags, RenameFlags, open, renameat_with};
+
+pub use remove::remove;
+
+/// Why a tree was not taken, copied, moved or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// A system call.
+    #[error("cannot {doing} ‘{path}’: {source}{hint}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// To what: the way from the tree's top, its name included.
+        path: String,
+        /// The system's answer.
+        source: io::Error,
+        /// What it may mean and what to do, with a separator before it, or nothing.
+        hint: &'static str,
+    },
+    /// A name that no file can have, or a path without a last name.
+    #[error("‘{0}’ does not name a file in a directory")]
+    Name(String),
+}
+
+impl TreeError {
+    pub(crate) fn system(doing: &'static str, path: String, source: impl Into<io::Error>) -> Self {
+        Self::System { doing, path, source: source.into(), hint: "" }
+    }
+}
+
+/// The directory that holds `path`, and its last name: what the functions here want.
+///
+/// Links on the way to the directory are followed; the last name is not looked at.
+///
+/// # Errors
+/// The directory cannot be opened, or `path` ends in `..` or is a root.
+pub fn place(path: &Path) -> Result<(OwnedFd, OsString), TreeError> {
+    let Some(Component::Normal(name)) = path.components().next_back() else {
+        return Err(TreeError::Name(path.display().to_string()));
+    };
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let directory = open(parent, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| TreeError::system("open the directory", parent.display().to_string(), errno))?;
+    Ok((directory, name.to_owned()))
+}
+
+/// Gives the tree `name` in `from` the name `new_name` in `to`, which must not exist, in one step.
+///
+/// # Errors
+/// The new name exists, both are not on one file system (`EXDEV`: copy instead), or what else the kernel says.
+pub fn rename(from: BorrowedFd<'_>, name: &OsStr, to: BorrowedFd<'_>, new_name: &OsStr) -> Result<(), TreeError> {
+    renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE)
+        .map_err(|errno| TreeError::system("move a tree to", shown(new_name), errno))
+}
+
+fn single_name(name: &OsStr) -> Result<CString, TreeError> {
+    let bytes = name.as_bytes();
+    let single = !matches!(bytes, b"" | b"." | b"..") && !bytes.contains(&b'/');
+    CString::new(bytes).ok().filter(|_| single).ok_or_else(|| TreeError::Name(shown(name)))
+}
+
+fn shown(name: &OsStr) -> String {
+    descent::shown_names([name.as_bytes()].into_iter())
+}
