@@ -181,6 +181,11 @@ impl Database {
         }
     }
 
+    /// Holds space back for the next collector.
+    pub fn reserve(&self) {
+        reserve(&self.path.with_file_name("reserved"));
+    }
+
     /// Copies the log into the database and cuts it to nothing, if nobody reads it just now.
     pub fn checkpoint(&self) {
         let _ = self.connection.busy_timeout(Duration::ZERO);

@@ -139,6 +139,23 @@ pub enum StoreError {
         /// Some of those that refer to it.
         referrers: Vec<String>,
     },
+    /// A path that is to be removed is kept by a root.
+    #[error(
+        "cannot delete ‘{path}’: it is kept by {}; `anchorhold store roots` shows all roots",
+        if by.is_empty() { "what else lives".to_owned() } else { by.join(", ") }
+    )]
+    Alive {
+        /// The path.
+        path: StorePath,
+        /// Some of what keeps it.
+        by: Vec<String>,
+    },
+    /// A tree could not be walked, moved or removed.
+    #[error(transparent)]
+    Tree(#[from] crate::tree::TreeError),
+    /// An archive could not be written, read or restored.
+    #[error(transparent)]
+    Nar(#[from] crate::nar::NarError),
     /// A text is no store path.
     #[error(transparent)]
     Path(#[from] StorePathError),

@@ -3,12 +3,17 @@
 //! A path is valid when the database says so, and then its files are whole: they are moved in before it is registered, and
 //! invalidated before they are removed. Whatever else lies in the directory is somebody's work in progress, or left behind.
 
+mod collector;
 mod database;
 mod error;
+mod gc;
 mod path_info;
 mod path_lock;
 mod query;
 mod register;
+mod removal;
+mod roots;
+mod runtime_roots;
 mod temp_roots;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -21,8 +26,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use database::SCHEMA;
 pub use error::StoreError;
+pub use gc::{GcPolicy, GcReport};
 pub use path_info::{Direction, PathInfo, Registration};
 pub use path_lock::PathLocks;
+pub use roots::Roots;
 
 use crate::store_path::{StoreDir, StorePath};
 use database::Database;

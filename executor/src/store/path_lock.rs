@@ -104,8 +104,17 @@ fn take(path: &Path, wait: bool) -> Result<Option<File>, StoreError> {
     }
 }
 
+/// Removes the lock file at `path` if nobody holds it; says whether.
+pub(super) fn remove_stale(path: &Path) -> Result<bool, StoreError> {
+    let lock = take(path, false)?;
+    if let Some(file) = &lock {
+        remove_lock(path, file);
+    }
+    Ok(lock.is_some())
+}
+
 /// Removes the lock file that is held as `file`, and lets go of it.
-fn remove_lock(path: &Path, mut file: &File) {
+pub(super) fn remove_lock(path: &Path, mut file: &File) {
     let _ = fs::remove_file(path);
     let _ = file.write_all(b"d");
     let _ = rustix::fs::flock(file, FlockOperation::Unlock);
