@@ -54,21 +54,15 @@ pub fn build(
     }
     reporter.planned(&graph.order);
     let realiser = Realiser { store, policy, reporter, check: request.check };
-    let mut results = scheduler::run(
-        &graph.order,
-        request.jobs,
-        request.keep_going,
-        Slot::default,
-        |slot, path| {
-            let result = match (wrong.get(path), graph.derivations.get(path)) {
-                (Some(why), _) => BuildResult::new(path.clone(), Status::InputRejected, why.clone()),
-                (None, Some(derivation)) => realiser.build(slot, path, derivation),
-                (None, None) => BuildResult::new(path.clone(), Status::MiscFailure, "it is not part of the plan"),
-            };
-            reporter.finished(&result);
-            result
-        },
-    );
+    let mut results = scheduler::run(&graph.order, request.jobs, request.keep_going, Slot::default, |slot, path| {
+        let result = match (wrong.get(path), graph.derivations.get(path)) {
+            (Some(why), _) => BuildResult::new(path.clone(), Status::InputRejected, why.clone()),
+            (None, Some(derivation)) => realiser.build(slot, path, derivation),
+            (None, None) => BuildResult::new(path.clone(), Status::MiscFailure, "it is not part of the plan"),
+        };
+        reporter.finished(&result);
+        result
+    });
     for (path, derivation) in &graph.valid {
         let mut result = BuildResult::new(path.clone(), Status::AlreadyValid, "");
         result.outputs = known_outputs(derivation);

@@ -26,11 +26,7 @@ pub const ROOM: &str = "room.json";
 pub fn keep(scratch: &Scratch, derivation: &Derivation, room: &Room) -> io::Result<PathBuf> {
     let kept = make_directory(&std::env::temp_dir(), &derivation.name)?;
     let copied = (|| {
-        let from = rustix::fs::open(
-            scratch.path(),
-            rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
-        )?;
+        let from = scratch.open(".")?;
         let into = std::fs::File::open(&kept)?;
         tree::copy(from.as_fd(), "build".as_ref(), into.as_fd(), BUILD.as_ref()).map_err(io::Error::other)?;
         std::fs::write(kept.join(ROOM), serde_json::to_vec_pretty(room)?)?;

@@ -215,7 +215,7 @@ fn place(from: BorrowedFd<'_>, into: BorrowedFd<'_>, real: &Path, path: &StorePa
 
 /// By a rename, which is one step; between file systems by a copy, which is not valid until it is registered.
 fn move_into(from: BorrowedFd<'_>, into: BorrowedFd<'_>, name: &OsStr) -> Result<(), String> {
-    use rustix::fs::{FileType, Mode, OFlags};
+    use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(from, name, flags, Mode::empty()).ok();
     let mode = |bits| directory.as_ref().map_or(Ok(()), |held| rustix::fs::fchmod(held, Mode::from_raw_mode(bits)));

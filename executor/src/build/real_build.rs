@@ -13,7 +13,7 @@ use crate::derivation::{Derivation, EXTENSION, aterm};
 use crate::hash::Hash;
 use crate::store_path::{StoreDir, StorePath};
 
-/// Attributes of one build: all that the four of [`the_builder_gets_what_nix_gives_it`] have in common.
+/// Attributes of one build: all that the cases of [`the_builder_gets_what_nix_gives_it`] have in common.
 const COMMON: &str = r#"
   common = {
     system = "x86_64-linux"; builder = "/bin/bash"; dump = DUMP;
@@ -32,7 +32,7 @@ const COMMON: &str = r#"
   built = derivation { name = "built"; system = "x86_64-linux"; builder = "/bin/bash"; args = [ "-c" "echo ${text} > $out" ]; };
 "#;
 
-const CASES: [(&str, &str); 4] = [
+const CASES: [(&str, &str); 5] = [
     (
         "classic",
         r#"{ name = "classic"; odd = "a\nb\"\\'$x ü"; PATH = "/somewhere"; TMP = "/lost"; NIX_LOG_FD = "9"; number = 5;
@@ -47,6 +47,14 @@ const CASES: [(&str, &str); 4] = [
              floats = [ 0.5 1.0e15 1.0e20 0.00001 123456.789 ]; list = [ "a" true false null 7 "it's" ]; nested.a.b = [ { } [ ] ];
              own = "${placeholder "dev"}/bin"; map = { a = "x y"; "b c'" = 5; n = null; }; control = "\t\r${builtins.fromJSON "\"\\u0001\\u007f\""}";
              exportReferencesGraph = { graph = [ text built ]; other = [ built.drvPath ]; }; }"#,
+    ),
+    (
+        "spelled",
+        r#"{ name = "spelled"; __json = ''
+             { "dump" : DUMP, "twice": 1, "z": "\u00fc\/\u0000\b\f", "twice": [2], "a": [0, -7, 18446744073709551615, -0.0, 2.5, 1e3,
+               18446744073709551616, -9223372036854775808, 123456789012345.0, 1e14, 1e15, 999999999999999.9, 1.5e300, 0.001, 0.0001, 1E-7,
+               0.00012, 4.9e-324, 1.7976931348623157e308, 0.30000000000000004, 9007199254740993.0, 16777217.5] }
+           ''; }"#,
     ),
     (
         "fixed",
@@ -190,8 +198,8 @@ fn the_builder_gets_what_nix_gives_it() {
     for (name, attributes) in CASES {
         let dump = root.join(format!("dump-{name}"));
         let file = root.join("expression.nix");
-        let common = COMMON.replace("DUMP", &format!("{:?}", dump.to_str().unwrap()));
-        std::fs::write(&file, format!("let {common} in derivation (common // {attributes})")).unwrap();
+        let text = format!("let {COMMON} in derivation (common // {attributes})");
+        std::fs::write(&file, text.replace("DUMP", &format!("{:?}", dump.to_str().unwrap()))).unwrap();
         let path = Nix::run(nix.command("nix-instantiate").arg(&file));
         let path = store_dir.parse(path.trim()).unwrap();
         let derivation = read_derivation(&store_dir, &path);

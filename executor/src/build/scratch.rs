@@ -3,9 +3,10 @@
 //! ```text
 //! builds/              0711, ours: can be walked through, cannot be listed
 //!   8f3c…/             0711, ours, held by flock(2) while the build lives
-//!     build/           0700, the builder's: /build
-//!     store/           0700, the builder's: /nix/store as the builder sees it, below its inputs
-//!     tmp/             0700, the builder's: /tmp
+//!     room/            0700, the builder's: nobody else gets any further
+//!       build/         0700: /build
+//!       store/         1775: /nix/store as the builder sees it, below its inputs
+//!       tmp/           1777: /tmp
 //! ```
 //!
 //! The builder's three are reached by others through its room only. What it leaves there is an enemy's work: it is looked at
@@ -68,18 +69,19 @@ impl Scratch {
             rustix::fs::fchmod(&directory, Mode::from_raw_mode(0o711))
                 .map_err(|errno| said("changing the mode of", &path, errno))?;
             let scratch = Self { builds: held, name, path, directory, owner };
-            for inner in ["build", "store", "tmp"] {
-                scratch.make(inner).map_err(|errno| said("making", &scratch.path.join(inner), errno))?;
+            for (inner, mode) in [("room", 0o700), ("room/build", 0o700), ("room/store", 0o1775), ("room/tmp", 0o1777)]
+            {
+                scratch.make(inner, mode).map_err(|errno| said("making", &scratch.path.join(inner), errno))?;
             }
             return Ok(scratch);
         }
     }
 
-    fn make(&self, name: &str) -> Result<(), Errno> {
+    fn make(&self, name: &str, mode: u32) -> Result<(), Errno> {
         rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o700))?;
         let made = rustix::fs::openat(&self.directory, name, DIRECTORY, Mode::empty())?;
         give(made.as_fd(), self.owner)?;
-        rustix::fs::fchmod(&made, Mode::from_raw_mode(0o700))
+        rustix::fs::fchmod(&made, Mode::from_raw_mode(mode))
     }
 
     /// Where they are.
@@ -89,17 +91,17 @@ impl Scratch {
 
     /// What the builder sees as its build directory.
     pub fn build(&self) -> PathBuf {
-        self.path.join("build")
+        self.path.join("room/build")
     }
 
     /// What the builder sees as the store.
     pub fn store(&self) -> PathBuf {
-        self.path.join("store")
+        self.path.join("room/store")
     }
 
     /// What the builder sees as `/tmp`.
     pub fn tmp(&self) -> PathBuf {
-        self.path.join("tmp")
+        self.path.join("room/tmp")
     }
 
     /// One of the three, held. For use when everything in the room is dead.
@@ -107,8 +109,9 @@ impl Scratch {
     /// # Errors
     /// What the file system says.
     pub fn open(&self, inner: &str) -> io::Result<OwnedFd> {
-        rustix::fs::openat(&self.directory, inner, DIRECTORY, Mode::empty())
-            .map_err(|errno| said("opening", &self.path.join(inner), errno))
+        rustix::fs::openat(&self.directory, "room", DIRECTORY, Mode::empty())
+            .and_then(|room| rustix::fs::openat(&room, inner, DIRECTORY, Mode::empty()))
+            .map_err(|errno| said("opening", &self.path.join("room").join(inner), errno))
     }
 
     /// Puts a file for the builder into its build directory, before the room stands.

@@ -1,7 +1,7 @@
 //! `anchorhold build`: derivations, to registered outputs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anchorhold::build::call::{self, Request};
@@ -20,7 +20,9 @@ use super::{Subcommand, command, complain, options};
 
 pub const SUBCOMMAND: Subcommand = Subcommand {
     name: "build",
-    command: || command::<BuildOptions>("build", "Build derivations, each in a sealed room, and register their outputs"),
+    command: || {
+        command::<BuildOptions>("build", "Build derivations, each in a sealed room, and register their outputs")
+    },
     run,
 };
 
