@@ -1,1 +1,3 @@
 //! A build, from a request to registered outputs.
+
+pub mod log;
