@@ -1,6 +1,7 @@
 //! The command line: each subcommand in a file of its own.
 
 mod completion;
+mod config;
 mod doctor;
 mod explain;
 mod room_options;
@@ -22,7 +23,8 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 4] = [run::SUBCOMMAND, explain::SUBCOMMAND, doctor::SUBCOMMAND, completion::SUBCOMMAND];
+const SUBCOMMANDS: [Subcommand; 5] =
+    [run::SUBCOMMAND, explain::SUBCOMMAND, doctor::SUBCOMMAND, config::SUBCOMMAND, completion::SUBCOMMAND];
 
 /// The whole command line.
 fn whole() -> Command {
