@@ -1,4 +1,9 @@
 //! A build, from a request to registered outputs.
+//!
+//! ```text
+//! call ──► graph ──► scheduler ──► realise: policy, scratch, environment, room ──► launcher
+//!                                           outputs, checks ──► the store; log, record, failure
+//! ```
 
 pub mod builtin;
 pub mod call;
@@ -20,6 +25,7 @@ pub mod scheduler;
 pub mod scratch;
 pub mod stored;
 pub mod structured_attributes;
+pub mod telling;
 
 #[cfg(test)]
 mod real_build;

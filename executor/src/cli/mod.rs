@@ -2,6 +2,7 @@
 
 mod build;
 mod completion;
+mod config;
 mod doctor;
 mod explain;
 mod launch;
@@ -25,14 +26,8 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 6] = [
-    build::SUBCOMMAND,
-    run::SUBCOMMAND,
-    explain::SUBCOMMAND,
-    doctor::SUBCOMMAND,
-    completion::SUBCOMMAND,
-    launch::SUBCOMMAND,
-];
+const SUBCOMMANDS: [Subcommand; 5] =
+    [run::SUBCOMMAND, explain::SUBCOMMAND, doctor::SUBCOMMAND, config::SUBCOMMAND, completion::SUBCOMMAND];
 
 /// The whole command line.
 fn whole() -> Command {
