@@ -9,6 +9,8 @@ mod read;
 pub mod references;
 mod restore;
 pub mod rewrite;
+#[cfg(test)]
+pub(crate) mod tests;
 mod write;
 
 use std::io;
