@@ -9,6 +9,8 @@ mod read;
 pub mod references;
 mod restore;
 pub mod rewrite;
+#[cfg(test)]
+pub(crate) mod tests;
 mod write;
 
 use std::io;
@@ -116,6 +118,10 @@ pub enum NarError {
 }
 
 impl NarError {
+    pub(crate) fn lost(lost: crate::tree::descent::Lost) -> Self {
+        Self::tree("go on in the directory", lost.path, lost.source)
+    }
+
     pub(crate) fn tree(doing: &'static str, path: String, source: impl Into<io::Error>) -> Self {
         Self::Tree { doing, path, source: source.into() }
     }

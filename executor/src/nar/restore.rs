@@ -63,16 +63,13 @@ fn restore_nodes<R: BufRead>(
                 *made = true;
                 let directory = openat(here, &name, DIRECTORY, Mode::empty())
                     .map_err(|errno| failed("open the directory", errno))?;
-                let path = walk.shown(&name);
-                walk.enter(directory, std::mem::take(&mut name), ())
-                    .map_err(|source| NarError::tree("examine the directory", path, source))?;
+                walk.enter(directory, std::mem::take(&mut name), ()).map_err(NarError::lost)?;
             }
             Event::EndDirectory => {
-                let path = walk.shown_current();
                 fchmod(here, EXECUTABLE)
                     .and_then(|()| futimens(here, &CANONICAL_TIME))
-                    .map_err(|errno| NarError::tree("finish the directory", path.clone(), errno))?;
-                walk.leave().map_err(|source| NarError::tree("go back up from", path, source))?;
+                    .map_err(|errno| NarError::tree("finish the directory", walk.shown_current(), errno))?;
+                walk.leave().map_err(NarError::lost)?;
             }
             Event::Symlink(target) => {
                 symlinkat(target.as_slice(), here, &name).map_err(|errno| failed("make the symlink", errno))?;

@@ -52,11 +52,10 @@ pub(crate) fn dump_to<S: Sink>(
     let mut next = node(encoder, &walk, parent, &top, options)?.map(|opened| (opened, top.name));
     loop {
         if let Some(((directory, listed), name)) = next.take() {
-            let path = walk.shown(&name);
             if walk.depth() == MAX_DEPTH {
-                return Err(NarError::Depth { path });
+                return Err(NarError::Depth { path: walk.shown(&name) });
             }
-            walk.enter(directory, name, listed).map_err(|source| NarError::tree("examine", path, source))?;
+            walk.enter(directory, name, listed).map_err(NarError::lost)?;
         }
         let Some(listed) = walk.state() else { return Ok(()) };
         match listed.next() {
@@ -70,8 +69,7 @@ pub(crate) fn dump_to<S: Sink>(
                 }
             }
             None => {
-                let path = walk.shown_current();
-                walk.leave().map_err(|source| NarError::tree("go back up from", path, source))?;
+                walk.leave().map_err(NarError::lost)?;
                 encoder.string(b")").map_err(NarError::Sink)?;
                 if walk.depth() > 0 {
                     encoder.string(b")").map_err(NarError::Sink)?;

@@ -125,9 +125,7 @@ impl Canonicaliser<'_> {
                 let file = File { handle: handle.as_fd(), here, name: &name };
                 if found.kind == FileType::Directory {
                     let (directory, listed) = open(&walk, &file, &found)?;
-                    let path = walk.shown(&name);
-                    walk.enter(directory, name, (found, listed.into_iter()))
-                        .map_err(|source| TreeError::system("examine the directory", path, source))?;
+                    walk.enter(directory, name, (found, listed.into_iter())).map_err(TreeError::lost)?;
                 } else if found.links > 1 && found.kind == FileType::RegularFile {
                     self.linked(&walk, &file, &found)?;
                 } else if !self.touching_links {
@@ -140,8 +138,7 @@ impl Canonicaliser<'_> {
                 next = Some(entry.name);
                 continue;
             }
-            let path = walk.shown_current();
-            let left = walk.leave().map_err(|source| TreeError::system("go back up from", path, source))?;
+            let left = walk.leave().map_err(TreeError::lost)?;
             let Some((directory, name, (found, _))) = left else { return Ok(()) };
             // Last of all, because it may have been opened up for the walk.
             let here = walk.current().unwrap_or(parent);

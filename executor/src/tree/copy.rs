@@ -55,9 +55,8 @@ fn copy_nodes(
             let (here, there) = (source.current().unwrap_or(from), target.current().unwrap_or(to));
             let node = Node { walk: &source, here, there, name: &name, new_name: &new_name };
             if let Some((original, copied, level)) = node.copy(made)? {
-                let path = source.shown(&name);
-                let entered = source.enter(original, name, level).and_then(|()| target.enter(copied, new_name, ()));
-                entered.map_err(|error| TreeError::system("examine the directory", path, error))?;
+                source.enter(original, name, level).map_err(TreeError::lost)?;
+                target.enter(copied, new_name, ()).map_err(TreeError::lost)?;
             }
         }
         let Some(level) = source.state() else { return Ok(()) };
@@ -65,14 +64,12 @@ fn copy_nodes(
             next = Some(entry.name);
             continue;
         }
-        let path = source.shown_current();
-        let failed = |error| TreeError::system("go back up from", path.clone(), error);
-        let level = source.leave().map_err(failed)?;
-        let copied = target.leave().map_err(failed)?;
-        if let (Some((_, _, level)), Some((copied, ..))) = (level, copied) {
+        let level = source.leave().map_err(TreeError::lost)?;
+        let copied = target.leave().map_err(TreeError::lost)?;
+        if let (Some((_, name, level)), Some((copied, ..))) = (level, copied) {
             fchmod(&copied, level.mode)
                 .and_then(|()| futimens(&copied, &level.times))
-                .map_err(|errno| TreeError::system("finish the copy of", path, errno))?;
+                .map_err(|errno| TreeError::system("finish the copy of", source.shown(&name), errno))?;
         }
     }
 }

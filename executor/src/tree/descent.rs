@@ -40,6 +40,13 @@ struct Level<T> {
     state: T,
 }
 
+/// A walk that cannot go on.
+pub(crate) struct Lost {
+    /// The directory where that happened, as a person may read it.
+    pub(crate) path: String,
+    pub(crate) source: io::Error,
+}
+
 /// Which file it is: device and inode.
 pub(crate) fn identity(stat: &Stat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
@@ -51,8 +58,9 @@ impl<T> Descent<T> {
     }
 
     /// Goes into `directory`, which is called `name` in the current one.
-    pub(crate) fn enter(&mut self, directory: OwnedFd, name: CString, state: T) -> io::Result<()> {
-        let identity = identity(&fstat(&directory)?);
+    pub(crate) fn enter(&mut self, directory: OwnedFd, name: CString, state: T) -> Result<(), Lost> {
+        let stat = fstat(&directory).map_err(|errno| Lost { path: self.shown(&name), source: errno.into() })?;
+        let identity = identity(&stat);
         self.levels.push(Level { directory: Some(directory), identity, name, state });
         if let Some(far) = self.levels.len().checked_sub(WINDOW + 1) {
             self.levels[far].directory = None;
@@ -61,21 +69,26 @@ impl<T> Descent<T> {
     }
 
     /// Goes up by one; gives the directory that was left, its name and its state. Nothing if there is none.
-    pub(crate) fn leave(&mut self) -> io::Result<Option<(OwnedFd, CString, T)>> {
+    pub(crate) fn leave(&mut self) -> Result<Option<(OwnedFd, CString, T)>, Lost> {
         let Some(Level { directory, name, state, .. }) = self.levels.pop() else { return Ok(None) };
-        let Some(left) = directory else {
-            return Err(io::Error::other("the directory where the walk stands is not held"));
-        };
+        let left = directory.ok_or_else(|| io::Error::other("the directory where the walk stands is not held"));
+        match left.and_then(|left| self.reopen_above(&left).map(|()| left)) {
+            Ok(left) => Ok(Some((left, name, state))),
+            Err(source) => Err(Lost { path: self.shown(&name), source }),
+        }
+    }
+
+    fn reopen_above(&mut self, left: &OwnedFd) -> io::Result<()> {
         if let Some(above) = self.levels.last_mut()
             && above.directory.is_none()
         {
-            let reopened = openat(&left, c"..", DIRECTORY, Mode::empty())?;
+            let reopened = openat(left, c"..", DIRECTORY, Mode::empty())?;
             if identity(&fstat(&reopened)?) != above.identity {
                 return Err(io::Error::other("the directory was moved elsewhere during the walk"));
             }
             above.directory = Some(reopened);
         }
-        Ok(Some((left, name, state)))
+        Ok(())
     }
 
     /// The directory where the walk stands, or nothing if it is not in the tree (any more).

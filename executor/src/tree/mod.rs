@@ -7,14 +7,17 @@ mod canonicalise;
 mod copy;
 pub(crate) mod descent;
 mod remove;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path};
 
-use rustix::fs::{Mode, OFlags, RenameFlags, open, renameat_with};
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags, chmod, fstat, open, renameat_with};
+use rustix::io::Errno;
 
 pub use canonicalise::{KEPT_ATTRIBUTES, OutsideLinks, Policy, canonicalise, canonicalise_all};
 pub use copy::copy;
@@ -101,6 +104,10 @@ pub enum TreeError {
 }
 
 impl TreeError {
+    pub(crate) fn lost(lost: descent::Lost) -> Self {
+        Self::system("go on in the directory", lost.path, lost.source)
+    }
+
     pub(crate) fn system(doing: &'static str, path: String, source: impl Into<io::Error>) -> Self {
         Self::System { doing, path, source: source.into(), hint: "" }
     }
@@ -128,10 +135,36 @@ pub fn place(path: &Path) -> Result<(OwnedFd, OsString), TreeError> {
 /// Gives the tree `name` in `from` the name `new_name` in `to`, which must not exist, in one step.
 ///
 /// # Errors
-/// The new name exists, both are not on one file system (`EXDEV`: copy instead), or what else the kernel says.
+/// The new name exists, both are not on one file system (then [`copy`] and [`remove`]), or what else the kernel says.
 pub fn rename(from: BorrowedFd<'_>, name: &OsStr, to: BorrowedFd<'_>, new_name: &OsStr) -> Result<(), TreeError> {
-    renameat_with(from, name, to, new_name, RenameFlags::NOREPLACE)
-        .map_err(|errno| TreeError::system("move a tree to", shown(new_name), errno))
+    let (name, new_name) = (single_name(name)?, single_name(new_name)?);
+    let failed = |errno: Errno| {
+        let hint = match errno {
+            Errno::EXIST => "; nothing is ever replaced: remove it first if it is not wanted",
+            Errno::XDEV => "; it lies on another file system",
+            _ => "",
+        };
+        let path = descent::shown_names([new_name.to_bytes()].into_iter());
+        TreeError::System { doing: "move a tree to", path, source: errno.into(), hint }
+    };
+    let moved = || renameat_with(from, &name, to, &new_name, RenameFlags::NOREPLACE);
+    match moved() {
+        // Another place means another `..`, which only who may write to a directory may change; in its canonical form
+        // nobody may but root.
+        Err(Errno::ACCESS) => {
+            let handle = descent::open_handle(from, &name).map_err(failed)?;
+            let stat = fstat(&handle).map_err(failed)?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory || stat.st_mode & 0o200 != 0 {
+                return Err(failed(Errno::ACCESS));
+            }
+            let by_handle = descent::procfs_name(handle.as_fd());
+            chmod(&by_handle, Mode::from_raw_mode(stat.st_mode | 0o200)).map_err(failed)?;
+            let result = moved();
+            chmod(&by_handle, Mode::from_raw_mode(stat.st_mode & 0o7777)).map_err(failed)?;
+            result.map_err(failed)
+        }
+        result => result.map_err(failed),
+    }
 }
 
 fn single_name(name: &OsStr) -> Result<CString, TreeError> {

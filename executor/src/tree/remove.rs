@@ -26,9 +26,8 @@ pub fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), TreeError> {
     loop {
         if let Some(name) = next.take() {
             let (directory, listed) = open(&walk, walk.current().unwrap_or(parent), &name)?;
-            let path = walk.shown(&name);
-            walk.enter(directory, name, Level { listed: listed.into_iter(), rounds: ROUNDS })
-                .map_err(|source| TreeError::system("examine the directory", path, source))?;
+            let level = Level { listed: listed.into_iter(), rounds: ROUNDS };
+            walk.enter(directory, name, level).map_err(TreeError::lost)?;
         }
         let Some(level) = walk.state() else { return Ok(()) };
         if let Some(entry) = level.listed.next() {
@@ -39,19 +38,14 @@ pub fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), TreeError> {
             continue;
         }
         let rounds = level.rounds;
-        let path = walk.shown_current();
-        let Some((_, name, _)) = walk.leave().map_err(|source| TreeError::system("go back up from", path, source))?
-        else {
-            return Ok(());
-        };
+        let Some((_, name, _)) = walk.leave().map_err(TreeError::lost)? else { return Ok(()) };
         let above = walk.current().unwrap_or(parent);
         match unlinkat(above, &name, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(Errno::NOTEMPTY) if rounds > 0 => {
                 let (directory, listed) = open(&walk, above, &name)?;
-                let path = walk.shown(&name);
-                walk.enter(directory, name, Level { listed: listed.into_iter(), rounds: rounds - 1 })
-                    .map_err(|source| TreeError::system("examine the directory", path, source))?;
+                let level = Level { listed: listed.into_iter(), rounds: rounds - 1 };
+                walk.enter(directory, name, level).map_err(TreeError::lost)?;
             }
             Err(errno) => return Err(refused(&walk, &name, errno)),
         }
