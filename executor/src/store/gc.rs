@@ -61,7 +61,8 @@ pub(super) struct Graph {
 impl Graph {
     fn new(store: &Store, policy: GcPolicy) -> Result<Self, StoreError> {
         let infos = store.all_path_infos()?;
-        let numbers: HashMap<_, _> = infos.iter().enumerate().map(|(number, info)| (info.path.clone(), number)).collect();
+        let numbers: HashMap<_, _> =
+            infos.iter().enumerate().map(|(number, info)| (info.path.clone(), number)).collect();
         let references = infos
             .iter()
             .map(|info| info.references.iter().filter(|path| **path != info.path).map(|path| numbers[path]).collect())
@@ -108,16 +109,17 @@ const BATCH: usize = 128;
 
 impl Store {
     /// The valid paths that are alive, and those that are dead. A look at one moment: it locks nothing and removes nothing.
-    pub fn live_and_dead(
-        &self,
-        policy: GcPolicy,
-    ) -> Result<(BTreeSet<StorePath>, BTreeSet<StorePath>), StoreError> {
+    pub fn live_and_dead(&self, policy: GcPolicy) -> Result<(BTreeSet<StorePath>, BTreeSet<StorePath>), StoreError> {
         let roots = self.find_roots(policy.runtime_roots)?;
         let graph = Graph::new(self, policy)?;
         let alive = graph.alive(&roots);
         let (mut live, mut dead) = (BTreeSet::new(), BTreeSet::new());
         for (info, alive) in graph.infos.into_iter().zip(alive) {
-            if alive { live.insert(info.path) } else { dead.insert(info.path) };
+            if alive {
+                live.insert(info.path)
+            } else {
+                dead.insert(info.path)
+            };
         }
         Ok((live, dead))
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::collector::Shared;
-use super::gc::{Graph, GcReport};
+use super::gc::{GcReport, Graph};
 use super::roots::{is_lockable, list};
 use super::{Store, StoreError};
 use crate::store_path::{HASH_PART_LEN, StorePath};

@@ -77,7 +77,11 @@ impl Store {
         let link = std::path::absolute(link).map_err(StoreError::on("find", link))?;
         match fs::symlink_metadata(&link) {
             Ok(file) if !file.is_symlink() => {
-                return Err(StoreError::io("replace with a link", &link, io::Error::from(io::ErrorKind::AlreadyExists)));
+                return Err(StoreError::io(
+                    "replace with a link",
+                    &link,
+                    io::Error::from(io::ErrorKind::AlreadyExists),
+                ));
             }
             _ => {}
         }
@@ -199,7 +203,9 @@ impl Search<'_> {
     }
 
     fn warn(&mut self, link: &Path, error: &io::Error) {
-        self.roots.warnings.push(format!("cannot look at the root ‘{}’, which keeps nothing now: {error}", link.display()));
+        self.roots
+            .warnings
+            .push(format!("cannot look at the root ‘{}’, which keeps nothing now: {error}", link.display()));
     }
 }
 
