@@ -9,12 +9,16 @@ mod read;
 pub mod references;
 mod restore;
 pub mod rewrite;
+#[cfg(test)]
+pub(crate) mod tests;
 mod write;
 
 use std::io;
 
 pub use read::{Event, Reader, copy};
 pub use restore::restore;
+pub(crate) use restore::{CANONICAL_TIME, EXECUTABLE, FILE};
+pub(crate) use write::kind_in_words;
 pub use write::{dump, dump_with};
 
 pub(crate) const MAGIC: &[u8] = b"nix-archive-1";

@@ -3,6 +3,8 @@
 //! Every function takes a tree as a name in a held directory. The names below are found by system calls on held directories
 //! only, so that whoever exchanges a directory for a link in the meantime gains nothing.
 
+mod canonicalise;
+mod copy;
 pub(crate) mod descent;
 mod remove;
 
@@ -14,6 +16,8 @@ use std::path::{Component, Path};
 
 use rustix::fs::{Mode, OFlags, RenameFlags, open, renameat_with};
 
+pub use canonicalise::{KEPT_ATTRIBUTES, OutsideLinks, Policy, canonicalise, canonicalise_all};
+pub use copy::copy;
 pub use remove::remove;
 
 /// Why a tree was not taken, copied, moved or removed.
@@ -30,6 +34,66 @@ pub enum TreeError {
         source: io::Error,
         /// What it may mean and what to do, with a separator before it, or nothing.
         hint: &'static str,
+    },
+    /// A tree that should be there is not.
+    #[error("‘{path}’ was not made by the builder")]
+    Missing {
+        /// Its name.
+        path: String,
+    },
+    /// Something that no store can hold.
+    #[error("‘{path}’ is {kind}: only regular files, directories and symlinks can be kept; have the build remove it")]
+    Kind {
+        /// The way from the tree's top.
+        path: String,
+        /// What it is, with its article.
+        kind: &'static str,
+    },
+    /// A file that the builder cannot have made.
+    #[error(
+        "suspicious ownership or permission on ‘{path}’: it belongs to user {owner}, not to the builder; a hard link to a file of somebody else cannot be kept"
+    )]
+    Owner {
+        /// The way from the tree's top.
+        path: String,
+        /// The user id that it has.
+        owner: u32,
+    },
+    /// A top that others may write to.
+    #[error(
+        "suspicious ownership or permission on ‘{path}’: its mode {mode:04o} lets group or others write; have the build take that away (chmod go-w)"
+    )]
+    Writable {
+        /// The tree's name.
+        path: String,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A file with a name that is in none of the trees.
+    #[error(
+        "‘{path}’ has hard links outside the outputs ({outside}): it would change there as well; have the build copy it instead"
+    )]
+    OutsideLink {
+        /// The way from the tree's top.
+        path: String,
+        /// How many names are outside.
+        outside: u64,
+    },
+    /// A file that the kernel lets nobody change.
+    #[error("‘{path}’ is {word}: take the attribute away (chattr -{letter})")]
+    Attribute {
+        /// The way from the tree's top.
+        path: String,
+        /// Which attribute.
+        word: &'static str,
+        /// Its letter for chattr.
+        letter: char,
+    },
+    /// Another file system begins.
+    #[error("something is mounted on ‘{path}’: a tree must lie on one file system")]
+    Mount {
+        /// The way from the tree's top.
+        path: String,
     },
     /// A name that no file can have, or a path without a last name.
     #[error("‘{0}’ does not name a file in a directory")]
