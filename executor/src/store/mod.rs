@@ -7,6 +7,8 @@ mod collector;
 mod database;
 mod error;
 mod gc;
+#[cfg(test)]
+mod gc_tests;
 mod path_info;
 mod path_lock;
 mod query;
