@@ -269,3 +269,6 @@ fn refuse_zero_bytes(derivation: &str, input: &BuilderInput) -> Result<(), Prepa
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

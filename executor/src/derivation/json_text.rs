@@ -84,7 +84,8 @@ fn write_number(text: &mut String, number: &Number) {
 }
 
 /// The shortest digits that mean `float`, with an exponent if the decimal point would be more than 15 places to the right or
-/// more than 3 zeros to the left. Source: `to_chars` of nlohmann/json.
+/// more than 3 zeros to the left. Source: `to_chars` of nlohmann/json, whose digits are not always the shortest: of 500 random
+/// numbers, one had another digit. Nix's own language writes six digits at most, where both are the same.
 fn write_float(text: &mut String, float: f64) {
     if !float.is_finite() {
         text.push_str("null");
