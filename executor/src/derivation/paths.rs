@@ -165,8 +165,15 @@ impl PathsError {
     }
 }
 
+/// The chain for a person: of a very long one, both ends.
 fn arrows(chain: &[StorePath]) -> String {
-    chain.iter().map(|path| format!("‘{path}’")).collect::<Vec<_>>().join(" → ")
+    const ENDS: usize = 6;
+    let mut shown: Vec<_> = chain.iter().map(|path| format!("‘{path}’")).collect();
+    if shown.len() > 2 * ENDS + 1 {
+        let left_out = format!("({} more)", shown.len() - 2 * ENDS);
+        shown.splice(ENDS..shown.len() - ENDS, [left_out]);
+    }
+    shown.join(" → ")
 }
 
 fn needed_by(chain: &[StorePath]) -> String {

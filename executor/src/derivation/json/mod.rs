@@ -21,8 +21,8 @@ use super::{Derivation, InvalidDerivation, aterm};
 use crate::hash::HashError;
 use crate::store_path::{StorePath, StorePathError};
 
-/// The longest JSON text that is read, in bytes: a whole graph may be in one.
-pub const MAX_LEN: usize = 256 << 20;
+/// The longest JSON text that is read, in bytes: a whole graph may be in one. Some 20,000 derivations fit.
+pub const MAX_LEN: usize = 128 << 20;
 
 /// A derivation as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -99,7 +99,14 @@ fn a_deep_graph_needs_no_deep_stack() {
         })
         .collect();
     let store = store();
-    assert!(Calculator::new(&store, graph).output_paths(&plain("top", &["d19999"])).is_ok());
+    assert!(Calculator::new(&store, graph.clone()).output_paths(&plain("top", &["d19999"])).is_ok());
+
+    let mut broken = graph;
+    broken.remove(&path_of("d0"));
+    let error = Calculator::new(&store, broken).output_paths(&plain("top", &["d19999"])).unwrap_err();
+    let PathsError::MissingInput { chain, .. } = &error else { panic!("{error}") };
+    assert_eq!(chain.len(), 19_999);
+    assert!(error.to_string().contains(" → (19987 more) → "), "{error}");
 }
 
 #[test]
