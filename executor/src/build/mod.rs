@@ -5,6 +5,7 @@
 pub mod checks;
 pub mod environment;
 pub mod reference_graph;
+pub mod rewriting;
 pub mod structured_attributes;
 
 #[cfg(test)]

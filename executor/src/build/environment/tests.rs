@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::super::reference_graph::PathFacts;
 use super::*;
-use crate::derivation::Output;
+use crate::derivation::{Output, placeholder};
 use crate::store_path::StorePath;
 use proptest::prelude::*;
 

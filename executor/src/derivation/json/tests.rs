@@ -86,10 +86,13 @@ fn structured_attributes_become_their_variable() {
     let derivation = read_first(&four);
     assert_eq!(derivation.variable("__json"), Some(r#"{"a":{},"b":[1,2.5,"ü\n"]}"#.as_bytes()));
     assert_eq!(write_one(&derivation).unwrap(), four);
-    // A spelling that Nix would not write must not get lost, since it is hashed.
-    let mut spaced = derivation;
-    spaced.environment.insert(b"__json".to_vec(), b"{ }".to_vec());
-    assert_eq!(read_first(&write_one(&spaced).unwrap()), spaced);
+    // A spelling that Nix would not write must not get lost, since it is hashed; nor what is too deep within more JSON.
+    let deep = format!("{{\"a\":{}{}}}", "[".repeat(126), "]".repeat(126));
+    for text in ["{ }", "{", "[]", &deep] {
+        let mut other = derivation.clone();
+        other.environment.insert(b"__json".to_vec(), text.as_bytes().to_vec());
+        assert_eq!(read_first(&write_one(&other).unwrap()), other, "{text}");
+    }
 }
 
 #[test]

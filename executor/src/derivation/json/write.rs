@@ -6,6 +6,10 @@ use super::{JsonError, Problem};
 use crate::derivation::{Derivation, Output, aterm, json_text};
 use crate::store_path::{StoreDir, StorePath};
 
+/// The deepest structured attributes that are written as JSON in JSON: with what lies around them, they must not be deeper
+/// than what is read.
+const MAX_DEPTH: usize = 120;
+
 /// The newest form, version 4, of several derivations at their paths.
 ///
 /// # Errors
@@ -49,7 +53,8 @@ pub fn write_one(derivation: &Derivation) -> Result<Value, JsonError> {
     // Only where reading gives back the same bytes; otherwise the variable stays what it is.
     let attributes = env.get("__json").and_then(Value::as_str).and_then(|text| {
         let attributes = json_text::read_strict(text.as_bytes()).ok()?;
-        (attributes.is_object() && json_text::write(&attributes) == text).then_some(attributes)
+        let comes_back = json_text::depth(&attributes) <= MAX_DEPTH && json_text::write(&attributes) == text;
+        (attributes.is_object() && comes_back).then_some(attributes)
     });
     if let Some(attributes) = attributes {
         env.remove("__json");

@@ -134,6 +134,29 @@ fn a_wrong_path_or_variable_is_named_with_the_right_one() {
     assert!(error.contains(&format!("belong at ‘{own}’")), "{error}");
 }
 
+#[test]
+fn a_fixed_output_has_the_path_of_its_hash() {
+    let store = store();
+    let hash = Hash::sha256(b"hello");
+    for method in [Method::Flat, Method::Recursive, Method::Text] {
+        let mut fixed = plain("a", &[]);
+        let path = fixed_output_path(&store, "a", "out", method, &hash).unwrap().unwrap();
+        fixed.outputs.insert("out".to_owned(), Output::Fixed { path, method, hash });
+        let mut calculator = Calculator::new(&store, BTreeMap::new());
+        calculator.complete(&mut fixed).unwrap();
+        calculator.check_outputs(&fixed).unwrap();
+        let path = path_of("a");
+        fixed.outputs.insert("out".to_owned(), Output::Fixed { path, method, hash });
+        let error = calculator.check_outputs(&fixed).unwrap_err().to_string();
+        assert!(error.contains("for its output ‘out’, which should be"), "{error}");
+    }
+    let mut text = plain("a", &[]);
+    let (path, method, hash) = (path_of("a"), Method::Text, Hash::of(crate::hash::Algorithm::Sha1, b""));
+    text.outputs.insert("out".to_owned(), Output::Fixed { path, method, hash });
+    let error = Calculator::new(&store, BTreeMap::new()).check_outputs(&text).unwrap_err().to_string();
+    assert!(error.contains("possible with SHA-256 only"), "{error}");
+}
+
 proptest! {
     /// How a thing is fetched is no part of the paths of what depends on it; what it contains is.
     #[test]
