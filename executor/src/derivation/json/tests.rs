@@ -16,7 +16,7 @@ fn read_first(value: &Value) -> Derivation {
     read_value(value).unwrap().remove(0).derivation
 }
 
-/// The same derivation as Nix 2.35, 2.32 and 2.20 write it.
+/// The same derivation in versions 4, 3 and 1.
 fn versions() -> [Value; 3] {
     let common = json!({
         "name": "a", "system": "x86_64-linux", "builder": "/bin/sh", "args": ["-c", "true"], "env": {"out": "x"},
