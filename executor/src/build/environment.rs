@@ -3,13 +3,14 @@
 //! Pure functions: nothing here touches a file. Source: `src/libstore/unix/build/derivation-builder.cc` and
 //! `src/libstore/build/derivation-env-desugar.cc` of Nix.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::reference_graph::{Graph, GraphError, Inputs};
+use super::rewriting::Rewrites;
 use super::structured_attributes;
+use crate::derivation::Derivation;
 use crate::derivation::json_text;
 use crate::derivation::options::Options;
-use crate::derivation::{Derivation, placeholder};
 use crate::hash::Hash;
 use crate::store_path::{StoreDir, StorePathError};
 
@@ -92,62 +93,6 @@ pub enum PrepareError {
     Graph(#[from] GraphError),
 }
 
-/// What replaces what in all that the builder gets.
-struct Rewrites(BTreeMap<Vec<u8>, Vec<u8>>);
-
-impl Rewrites {
-    /// Placeholders become the paths where the outputs are made. Where such a path is not the one that the derivation
-    /// names, its hash part replaces that of the final path, so that the builder only learns of the one that it can write.
-    fn new(
-        derivation: &Derivation,
-        store_dir: &StoreDir,
-        outputs: &BTreeMap<String, String>,
-    ) -> Result<Self, PrepareError> {
-        let mut rewrites = BTreeMap::new();
-        for (name, output) in &derivation.outputs {
-            let made_at = outputs.get(name).ok_or_else(|| PrepareError::NoOutputPath {
-                derivation: derivation.name.clone(),
-                output: name.clone(),
-            })?;
-            let made =
-                store_dir.parse(made_at).map_err(|source| PrepareError::OutputPath { output: name.clone(), source })?;
-            rewrites.insert(placeholder(name).into_bytes(), made_at.clone().into_bytes());
-            if let Some(path) = output.path()
-                && *path != made
-            {
-                rewrites.insert(path.hash_part().into(), made.hash_part().into());
-            }
-        }
-        Ok(Self(rewrites))
-    }
-
-    fn apply(&self, text: &[u8]) -> Vec<u8> {
-        let mut text = text.to_vec();
-        for (from, to) in &self.0 {
-            text = replace(text, from, to);
-        }
-        text
-    }
-}
-
-fn replace(text: Vec<u8>, from: &[u8], to: &[u8]) -> Vec<u8> {
-    let find = |text: &[u8]| text.windows(from.len()).position(|window| window == from);
-    let Some(mut position) = find(&text) else { return text };
-    let mut result = Vec::with_capacity(text.len());
-    let mut rest = text.as_slice();
-    loop {
-        result.extend_from_slice(&rest[..position]);
-        result.extend_from_slice(to);
-        rest = &rest[position + from.len()..];
-        match find(rest) {
-            Some(next) => position = next,
-            None => break,
-        }
-    }
-    result.extend_from_slice(rest);
-    result
-}
-
 /// What the builder of `derivation` gets.
 ///
 /// `outputs` says for each output where it is to be made, as the builder sees it: the path that the derivation names, or
@@ -163,10 +108,10 @@ pub fn prepare(
     outputs: &BTreeMap<String, String>,
     inputs: &dyn Inputs,
 ) -> Result<BuilderInput, PrepareError> {
-    let rewrites = Rewrites::new(derivation, store_dir, outputs)?;
+    let rewrites = rewrites(derivation, store_dir, outputs)?;
     let directory = settings.build_directory.as_str();
     let mut environment = Environment(BTreeMap::new());
-    let mut files = Files { derivation: &derivation.name, all: Vec::new() };
+    let mut files = Files { derivation: &derivation.name, names: BTreeSet::new(), all: Vec::new() };
 
     // Values that lead nowhere, so that a program that relies on the host's fails; a derivation may set better ones.
     environment.set("PATH", "/path-not-set");
@@ -228,6 +173,30 @@ pub fn prepare(
     Ok(input)
 }
 
+/// Placeholders become the paths where the outputs are made. Where such a path is not the one that the derivation names, its
+/// hash part replaces that of the final path, so that the builder only learns of the one that it can write.
+fn rewrites(
+    derivation: &Derivation,
+    store_dir: &StoreDir,
+    outputs: &BTreeMap<String, String>,
+) -> Result<Rewrites, PrepareError> {
+    let mut rewrites = Rewrites::default();
+    for (name, output) in &derivation.outputs {
+        let made_at = outputs
+            .get(name)
+            .ok_or_else(|| PrepareError::NoOutputPath { derivation: derivation.name.clone(), output: name.clone() })?;
+        let made =
+            store_dir.parse(made_at).map_err(|source| PrepareError::OutputPath { output: name.clone(), source })?;
+        rewrites.add_placeholder(name, made_at);
+        if let Some(path) = output.path()
+            && *path != made
+        {
+            rewrites.add_path(path, &made);
+        }
+    }
+    Ok(rewrites)
+}
+
 struct Environment(BTreeMap<Vec<u8>, Vec<u8>>);
 
 impl Environment {
@@ -238,12 +207,13 @@ impl Environment {
 
 struct Files<'a> {
     derivation: &'a str,
+    names: BTreeSet<String>,
     all: Vec<File>,
 }
 
 impl Files<'_> {
     fn add(&mut self, name: String, contents: Vec<u8>) -> Result<(), PrepareError> {
-        if self.all.iter().any(|file| file.name == name) {
+        if !self.names.insert(name.clone()) {
             return Err(PrepareError::SameFile { derivation: self.derivation.to_owned(), name });
         }
         self.all.push(File { name, contents });
@@ -269,3 +239,6 @@ fn refuse_zero_bytes(derivation: &str, input: &BuilderInput) -> Result<(), Prepa
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ pub mod realise;
 pub mod record;
 pub mod reference_graph;
 pub mod result;
+pub mod rewriting;
 pub mod room;
 pub mod scheduler;
 pub mod scratch;

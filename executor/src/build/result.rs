@@ -120,7 +120,7 @@ pub struct BuildResult {
     pub derivation: StorePath,
     /// The class.
     pub status: Status,
-    /// What a person reads of a failure; empty for a success.
+    /// What happened, to be read after "builder for '…'"; empty for a success.
     pub message: String,
     /// The outputs that are valid now.
     pub outputs: BTreeMap<String, StorePath>,
@@ -132,6 +132,8 @@ pub struct BuildResult {
     pub refused: Vec<Refused>,
     /// What was proved of the room.
     pub seal: Option<serde_json::Value>,
+    /// What to know and to do about a failure, a line each.
+    pub advice: Vec<String>,
     /// The last lines that the builder wrote, for a failure.
     pub last_lines: Vec<Vec<u8>>,
     /// Where a failed build was kept.
@@ -150,6 +152,7 @@ impl BuildResult {
             account: None,
             refused: Vec::new(),
             seal: None,
+            advice: Vec::new(),
             last_lines: Vec::new(),
             kept: None,
         }
@@ -166,6 +169,7 @@ impl BuildResult {
             "status": self.status.name(),
             "success": self.status.is_success(),
             "errorMsg": self.message,
+            "advice": self.advice,
             "outputs": outputs,
             "startTime": self.times.as_ref().map(|(start, _)| seconds(start)),
             "stopTime": self.times.as_ref().map(|(start, took)| seconds(&(*start + *took))),

@@ -12,6 +12,9 @@ use super::Derivation;
 /// The variable that holds structured attributes.
 pub const STRUCTURED: &str = "__json";
 
+/// The longest text of structured attributes that is read, in bytes. As a tree it takes up to 16 times as much memory.
+pub const MAX_STRUCTURED_LEN: usize = 16 << 20;
+
 /// An attribute with a value that it cannot have.
 #[derive(Debug, thiserror::Error)]
 pub enum AttributeError {
@@ -23,6 +26,9 @@ pub enum AttributeError {
         /// Why.
         source: serde_json::Error,
     },
+    /// The structured attributes are longer than [`MAX_STRUCTURED_LEN`].
+    #[error("the structured attributes of the derivation ‘{0}’ are longer than {limit} MiB", limit = MAX_STRUCTURED_LEN >> 20)]
+    TooLong(String),
     /// A value of another type.
     #[error("the attribute ‘{attribute}’ of the derivation ‘{derivation}’ must be {expected}")]
     Type {
@@ -48,6 +54,9 @@ impl<'a> Attributes<'a> {
     pub fn new(derivation: &'a Derivation) -> Result<Self, AttributeError> {
         let structured = match derivation.variable(STRUCTURED) {
             None => None,
+            Some(text) if text.len() > MAX_STRUCTURED_LEN => {
+                return Err(AttributeError::TooLong(derivation.name.clone()));
+            }
             Some(text) => match serde_json::from_slice(text) {
                 Ok(Value::Object(map)) => Some(map),
                 Ok(_) => {

@@ -84,7 +84,8 @@ fn write_number(text: &mut String, number: &Number) {
 }
 
 /// The shortest digits that mean `float`, with an exponent if the decimal point would be more than 15 places to the right or
-/// more than 3 zeros to the left. Source: `to_chars` of nlohmann/json.
+/// more than 3 zeros to the left. Source: `to_chars` of nlohmann/json, whose digits are not always the shortest: of 500 random
+/// numbers, one had another digit. Nix's own language writes six digits at most, where both are the same.
 fn write_float(text: &mut String, float: f64) {
     if !float.is_finite() {
         text.push_str("null");
@@ -128,6 +129,15 @@ fn write_float(text: &mut String, float: f64) {
 /// Reads one value and nothing after it, refusing an object that has a key twice. Nesting is limited to 128 levels.
 pub fn read_strict(text: &[u8]) -> Result<Value, serde_json::Error> {
     serde_json::from_slice(text).map(|Strict(value)| value)
+}
+
+/// How many lists and objects lie in one another at the deepest place of `value`.
+pub fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(all) => 1 + all.iter().map(depth).max().unwrap_or(0),
+        Value::Object(all) => 1 + all.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
 }
 
 struct Strict(Value);

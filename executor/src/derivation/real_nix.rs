@@ -4,11 +4,27 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
-use serde_json::Value;
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
+use serde_json::{Value, json};
 
+use super::options::Options;
 use super::paths::Calculator;
 use super::{Derivation, EXTENSION, Output, aterm, json};
+use crate::hash::{Algorithm, Hash};
 use crate::store_path::{StoreDir, StorePath};
+
+/// Whether the Nix that these tests know is installed. Newer ones show derivations and paths in other forms.
+pub(crate) fn is_there() -> bool {
+    let version = Command::new("nix-instantiate").arg("--version").output();
+    let is_there = version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(" 2.8."));
+    if !is_there {
+        println!("SKIP: Nix 2.8 is not installed");
+    }
+    is_there
+}
 
 /// A Nix with a store of its own, which goes away with it.
 pub(crate) struct RealNix {
@@ -16,13 +32,9 @@ pub(crate) struct RealNix {
 }
 
 impl RealNix {
-    /// Nothing where no Nix is installed, after saying so.
+    /// Nothing where this Nix is not installed, after saying so.
     pub(crate) fn find() -> Option<Self> {
-        if Command::new("nix-instantiate").arg("--version").output().is_err() {
-            println!("SKIP: no nix-instantiate is installed");
-            return None;
-        }
-        Some(Self { root: tempfile::tempdir().unwrap() })
+        is_there().then(|| Self { root: tempfile::tempdir().unwrap() })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -145,6 +157,76 @@ fn files_paths_and_json_are_those_of_nix() {
         assert_eq!(ours, serde_json::from_str::<Value>(&shown).unwrap());
         let named = json::Named { path: Some(path.clone()), derivation: derivation.clone() };
         assert_eq!(json::read(shown.as_bytes(), &store_dir).unwrap(), [named]);
+    }
+}
+
+/// What random derivations are made of; the evaluator makes strings of it all.
+fn any_specification() -> impl Strategy<Value = Value> {
+    let text = || "([^\0]{0,10}|[ -~]{0,20}|[\"\\\\\n\r\t$'{}]{0,8})";
+    let kind = prop::sample::select(&["plain", "plain", "plain", "structured", "flat", "recursive"]);
+    let hash = (prop::sample::select(&Algorithm::ALL), any::<u64>())
+        .prop_map(|(algorithm, seed)| Hash::of(algorithm, &seed.to_le_bytes()).sri());
+    (
+        ("[a-zA-Z0-9+_?=][a-zA-Z0-9+._?=-]{0,15}", kind, hash, btree_set("[a-ce-z][a-z]{0,4}", 1..4)),
+        (vec(text(), 0..4), btree_map("v[^\0]{0,6}", text(), 0..6)),
+        vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..4),
+    )
+        .prop_map(|((name, kind, hash, outputs), (args, env), inputs)| {
+            let inputs: Vec<_> =
+                inputs.iter().map(|(one, output)| [one.index(1 << 20), output.index(1 << 20)]).collect();
+            let outputs: Vec<_> = if matches!(kind, "flat" | "recursive") {
+                vec!["out".to_owned()]
+            } else {
+                outputs.into_iter().collect()
+            };
+            json!({
+                "name": name, "kind": kind, "hash": hash, "outputs": outputs, "args": args, "env": env, "inputs": inputs,
+            })
+        })
+}
+
+/// Each may depend on any outputs of those before it.
+const RANDOM: &str = r#"
+let
+  specifications = builtins.fromJSON (builtins.readFile ./specifications.json);
+  mod = a: b: a - (a / b) * b;
+  all = builtins.genList make (builtins.length specifications);
+  make = i: let
+    s = builtins.elemAt specifications i;
+    input = pair: let
+      below = builtins.elemAt all (mod (builtins.elemAt pair 0) i);
+      names = below.outputs;
+    in below.${builtins.elemAt names (mod (builtins.elemAt pair 1) (builtins.length names))};
+    fixed = if s.kind == "flat" || s.kind == "recursive" then { outputHash = s.hash; outputHashMode = s.kind; } else { };
+    structured = if s.kind == "structured" then { __structuredAttrs = true; } else { };
+  in derivation (s.env // fixed // structured // {
+    inherit (s) name args outputs;
+    system = "x86_64-linux";
+    builder = "/bin/sh";
+    inputs = if i == 0 then [ ] else map input s.inputs;
+  });
+in all
+"#;
+
+#[test]
+fn random_derivations_are_those_of_nix() {
+    let Some(nix) = RealNix::find() else { return };
+    // The same ones each time, so that a failure can be looked at.
+    let mut runner = TestRunner::deterministic();
+    let specifications = vec(any_specification(), 150).new_tree(&mut runner).unwrap().current();
+    std::fs::write(nix.path("specifications.json"), json!(specifications).to_string()).unwrap();
+    let files = nix.instantiate(RANDOM);
+    assert!(files.len() > 100, "{}", files.len());
+    let store_dir = StoreDir::default();
+    let derivations = read_all(&files);
+    let mut calculator = Calculator::new(&store_dir, derivations.clone());
+    for (path, derivation) in &derivations {
+        assert_eq!(aterm::write(derivation, &store_dir), files[path], "{path}");
+        calculator.check(path, derivation).unwrap();
+        Options::read(derivation, &store_dir).unwrap();
+        let json = json::write([(path, derivation)]).unwrap().to_string();
+        let read = json::read(json.as_bytes(), &store_dir).unwrap();
+        assert_eq!(read, [json::Named { path: Some(path.clone()), derivation: derivation.clone() }]);
     }
 }
 
