@@ -1,12 +1,14 @@
 //! A whole call: everything that some wanted outputs need, built in order.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use super::graph::{Graph, GraphError, Wanted};
 use super::policy::Policy;
 use super::realise::{Realiser, Slot, known_outputs};
 use super::result::{BuildResult, Status};
 use super::stored::Stored;
+use super::telling::Telling;
 use super::{scheduler, scratch};
 use crate::derivation::paths::Calculator;
 use crate::progress::Reporter;
@@ -47,22 +49,29 @@ pub fn build(
             wrong.insert(path.clone(), error.to_string());
         }
     }
+    let outputs = |path: &StorePath| {
+        graph.derivations.get(path).map_or_else(Vec::new, |derivation| derivation.outputs.keys().cloned().collect())
+    };
+    let telling = Telling::of(&graph.order, outputs, store.dir(), reporter);
     if !graph.order.is_empty()
         && let Err(error) = scratch::sweep(&policy.builds)
     {
-        reporter.warn(&format!("what killed builds left could not be removed: {error}"));
+        telling.warn(&format!("what killed builds left could not be removed: {error}"));
     }
-    reporter.planned(&graph.order);
-    let realiser = Realiser { store, policy, reporter, check: request.check };
+    let realiser = Realiser { store, policy, telling: &telling, check: request.check };
     let mut results = scheduler::run(&graph.order, request.jobs, request.keep_going, Slot::default, |slot, path| {
+        let begun = Instant::now();
         let result = match (wrong.get(path), graph.derivations.get(path)) {
             (Some(why), _) => BuildResult::new(path.clone(), Status::InputRejected, why.clone()),
             (None, Some(derivation)) => realiser.build(slot, path, derivation),
             (None, None) => BuildResult::new(path.clone(), Status::MiscFailure, "it is not part of the plan"),
         };
-        reporter.finished(&result);
+        telling.finished(&result, begun.elapsed());
         result
     });
+    for result in results.iter().filter(|result| result.status == Status::DependencyFailed) {
+        telling.finished(result, Duration::ZERO);
+    }
     for (path, derivation) in &graph.valid {
         let mut result = BuildResult::new(path.clone(), Status::AlreadyValid, "");
         result.outputs = known_outputs(derivation);

@@ -1,65 +1,45 @@
 //! A failed build explains itself: what it said last, what it used, what its room refused and what that suggests, how to do
 //! it again and how to look inside.
 
-use std::fmt::Write;
-
 use super::policy::Policy;
 use super::result::BuildResult;
-use crate::progress::escapes;
 use crate::store::Store;
 
 /// The most refusals that are told.
 const REFUSALS: usize = 5;
 
-/// The whole story of a failure, from its first line.
-pub fn story(first: &str, result: &BuildResult, store: &Store, policy: &Policy) -> String {
-    let mut story = first.to_owned();
+/// What to know and to do about a failed build, a line each.
+pub fn advice(result: &BuildResult, store: &Store, policy: &Policy) -> Vec<String> {
+    let mut lines = Vec::new();
+    let root = store.root().display();
     let drv = store.dir().display(&result.derivation);
-    if !result.last_lines.is_empty() {
-        let _ = write!(story, ";\nlast {} log lines:", result.last_lines.len());
-        for line in &result.last_lines {
-            let _ = write!(story, "\n> {}", escapes::plain(line));
-        }
-        let _ = write!(story, "\nfor the full log, run `anchorhold store log {drv}`");
-    }
+    lines.push(format!("for the full log: anchorhold store log --store {root} {drv}"));
     for refused in result.refused.iter().take(REFUSALS) {
-        let _ = write!(story, "\nthe room refused: {refused}");
-        if let Some(hint) = &refused.hint {
-            let _ = write!(story, " ({hint})");
-        }
+        let hint = refused.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
+        lines.push(format!("the room refused: {refused}{hint}"));
     }
-    if let Some(advice) = advice(result) {
-        let _ = write!(story, "\n{advice}");
-    }
+    lines.extend(suggestion(result).map(str::to_owned));
     if let Some(account) = &result.account {
-        let _ = write!(
-            story,
-            "\nit took {:.1} s, and {:.1} s of the processor",
-            account.wall_seconds,
-            account.user_seconds + account.system_seconds
-        );
-        if let Some(bytes) = account.peak_memory_bytes {
-            let _ = write!(story, ", and {} MiB of memory", bytes >> 20);
-        }
+        let processor = account.user_seconds + account.system_seconds;
+        let memory = account
+            .peak_memory_bytes
+            .map_or_else(String::new, |bytes| format!(", {} MiB of memory at its most", bytes >> 20));
+        lines.push(format!("it took {:.1} s, {processor:.1} s of the processor{memory}", account.wall_seconds));
     }
-    let _ = write!(story, "\nto try again: anchorhold build --store {} {drv}", store.root().display());
+    lines.push(format!("to try again: anchorhold build --store {root} {drv}"));
     match &result.kept {
         Some(kept) => {
-            let _ = write!(
-                story,
-                "\nits build directory is kept in {}; to enter its room: anchorhold shell {}",
-                kept.display(),
-                kept.display()
-            );
+            let kept = kept.display();
+            lines.push(format!("its build directory is kept in {kept}; to enter its room: anchorhold shell {kept}"));
         }
-        None if !policy.keep_failed => story.push_str("\nto look inside: add --keep-failed"),
+        None if !policy.keep_failed => lines.push("to look inside: add --keep-failed".to_owned()),
         None => {}
     }
-    story
+    lines
 }
 
 /// What the last lines of a log suggest about the room.
-fn advice(result: &BuildResult) -> Option<&'static str> {
+fn suggestion(result: &BuildResult) -> Option<&'static str> {
     let said = |words: &[&str]| {
         result.last_lines.iter().any(|line| {
             let line = String::from_utf8_lossy(line).to_lowercase();

@@ -72,20 +72,21 @@ pub fn take(
         .collect();
     if !missing.is_empty() {
         return Err(Rejected::output(format!(
-            "the builder ended well but did not make its output {}; it must create that path",
+            "ended well but did not make its output {}; it must create that path",
             missing.join(", ")
         )));
     }
     // All of them first: what is measured must not change under a hard link from another output.
     let trees: Vec<_> = outputs.iter().map(|(_, path)| (store, OsStr::new(path.as_str()))).collect();
     tree::canonicalise_all(&trees, policy)
-        .map_err(|error| Rejected::output(format!("an output is refused: {error}")))?;
+        .map_err(|error| Rejected::output(format!("made an output that is refused: {error}")))?;
     let candidates: BTreeSet<StorePath> =
         inputs.iter().cloned().chain(outputs.iter().map(|(_, path)| (*path).clone())).collect();
     let mut taken = BTreeMap::new();
     for (name, path) in outputs {
-        let found = nar::pass::survey(store, path.as_str().as_ref(), candidates.iter().cloned())
-            .map_err(|error| Rejected::output(format!("reading the output ‘{}’: {error}", store_dir.display(path))))?;
+        let found = nar::pass::survey(store, path.as_str().as_ref(), candidates.iter().cloned()).map_err(|error| {
+            Rejected::output(format!("made an output that cannot be read, ‘{}’: {error}", store_dir.display(path)))
+        })?;
         let mut one = Taken {
             path: path.clone(),
             nar_hash: found.hash,
@@ -123,7 +124,7 @@ fn check_fixed(
         }
         Method::Flat | Method::Text => hash_file(store, path, wanted.algorithm()).map_err(|why| {
             Rejected::output(format!(
-                "the output ‘{}’ is declared as a file that is hashed as it is, and it is none: {why}; use ‘outputHashMode = \"recursive\"’ for anything else",
+                "made what it must not: the output ‘{}’ is declared as a file that is hashed as it is, and it is none: {why}; use ‘outputHashMode = \"recursive\"’ for anything else",
                 store_dir.display(path)
             ))
         })?,
@@ -132,7 +133,7 @@ fn check_fixed(
         return Err(Rejected::new(
             Status::HashMismatch,
             format!(
-                "hash mismatch in fixed-output derivation, output ‘{}’:\n  specified: {}\n  got:       {}",
+                "made something else than was declared: hash mismatch in fixed-output derivation, output ‘{}’:\n  specified: {}\n  got:       {}",
                 store_dir.display(path),
                 wanted.sri(),
                 got.sri()
@@ -143,7 +144,7 @@ fn check_fixed(
         && let Some(reference) = taken.references.first()
     {
         return Err(Rejected::output(format!(
-            "the fixed output ‘{}’ refers to ‘{}’, and what is known by its hash alone may refer to nothing",
+            "made what it must not: the fixed output ‘{}’ refers to ‘{}’, and what is known by its hash alone may refer to nothing",
             store_dir.display(path),
             store_dir.display(reference)
         )));
@@ -270,7 +271,7 @@ pub fn compare(
     if !keep {
         story.push("to keep what differs and compare the files: add --keep-failed".to_owned());
     }
-    Ok(Some(format!("it may not be deterministic:\n{}", story.join("\n"))))
+    Ok(Some(format!("may not be deterministic:\n{}", story.join("\n"))))
 }
 
 fn put_aside(store: &Store, from: BorrowedFd<'_>, path: &StorePath) -> Result<PathBuf, String> {

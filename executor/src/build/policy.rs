@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use anchorhold_sandbox::quantity::{Duration, Size};
-use anchorhold_sandbox::room::{Limits, NetworkMode};
+use anchorhold_sandbox::room::{Limits, Network};
 
 use super::room::{Grants, SandboxPath};
 use crate::derivation::Derivation;
@@ -49,7 +49,7 @@ pub struct Policy {
     /// Processors' worth of time of one build.
     pub cpu: Option<f64>,
     /// The network of a build whose output is known beforehand.
-    pub fetch: NetworkMode,
+    pub fetch: Network,
     /// Values for `impureEnvVars`.
     pub impure_environment: BTreeMap<String, String>,
     /// Whether a failed build is kept.
@@ -127,7 +127,7 @@ impl Policy {
         Ok(Grants {
             kvm: requires(KVM),
             nested: requires(NESTED),
-            fetch: derivation.fixed_output().is_some().then_some(self.fetch),
+            fetch: derivation.fixed_output().is_some(),
             no_room: options.no_chroot,
             linux32: self.system == "x86_64-linux" && derivation.system == "i686-linux",
         })

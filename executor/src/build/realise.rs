@@ -12,19 +12,23 @@ use anchorhold_sandbox::room::Outside;
 
 use super::environment::{self, BuilderInput};
 use super::launcher::{Ended, FailureKind, Report, Worker};
-use super::log::{LogWriter, Tail};
+use super::log::{LogWriter, Written};
 use super::policy::Policy;
 use super::reference_graph::{Inputs, PathFacts};
 use super::result::{BuildResult, Status};
 use super::room::{Parts, ScratchPaths, room};
 use super::scratch::{self, Scratch};
+use super::telling::Telling;
 use super::{builtin, checks, failure, keep, outputs, record};
 use crate::derivation::options::Options;
 use crate::derivation::{Derivation, Kind};
-use crate::progress::Reporter;
+use crate::progress::lines::{LineSplitter, Tail};
 use crate::store::{Direction, Store};
 use crate::store_path::StorePath;
 use crate::tree::{self, OutsideLinks};
+
+/// Most bytes of a log that are repeated in a failure.
+const TAIL_BYTES: usize = 16 << 10;
 
 /// Less than this free on the store's or the build's file system is what made a build fail. Nix's number.
 const DISK_FULL: u64 = 8 << 20;
@@ -36,7 +40,7 @@ pub struct Realiser<'a> {
     /// What is allowed.
     pub policy: &'a Policy,
     /// Who is told.
-    pub reporter: &'a dyn Reporter,
+    pub telling: &'a Telling<'a>,
     /// Whether outputs that are there are built again and compared.
     pub check: bool,
 }
@@ -95,11 +99,11 @@ impl Stopped {
     }
 
     fn rejected(message: impl ToString) -> Self {
-        Self::new(Status::InputRejected, message)
+        Self::new(Status::InputRejected, format!("was not started: {}", message.to_string()))
     }
 
     fn misc(message: impl ToString) -> Self {
-        Self::new(Status::MiscFailure, message)
+        Self::new(Status::MiscFailure, format!("could not be run: {}", message.to_string()))
     }
 }
 
@@ -139,7 +143,7 @@ impl Realiser<'_> {
             *took = begun.elapsed();
             let record = result.to_json(self.store.dir());
             if let Err(error) = record::write(&self.store.state_dir(), path, &record) {
-                self.reporter.warn(&format!("the record of ‘{path}’ could not be written: {error}"));
+                self.telling.warn(&format!("the record of ‘{path}’ could not be written: {error}"));
             }
         }
         result
@@ -157,7 +161,7 @@ pub fn known_outputs(derivation: &Derivation) -> BTreeMap<String, StorePath> {
 
 impl Attempt<'_> {
     fn run(&mut self, slot: &mut Slot) -> Result<Status, Stopped> {
-        let Realiser { store, policy, reporter, check } = *self.realiser;
+        let Realiser { store, policy, telling, check } = *self.realiser;
         let derivation = self.derivation;
         match derivation.kind().map_err(Stopped::rejected)? {
             Kind::InputAddressed | Kind::Fixed => {}
@@ -179,13 +183,7 @@ impl Attempt<'_> {
         let grants = policy.grants(derivation, &options).map_err(Stopped::rejected)?;
         let wanted = known_outputs(derivation);
 
-        let mut waited = false;
-        let locks = store
-            .lock_paths(wanted.values(), &mut |notice| {
-                waited = true;
-                reporter.waiting(self.path, notice);
-            })
-            .map_err(Stopped::misc)?;
+        let locks = store.lock_paths(wanted.values(), &mut |locked| telling.waiting(locked)).map_err(Stopped::misc)?;
         let valid = store.valid_of(&wanted.values().cloned().collect()).map_err(Stopped::misc)?;
         if check {
             if let Some(missing) = wanted.values().find(|path| !valid.contains(path)) {
@@ -229,9 +227,10 @@ impl Attempt<'_> {
         .map_err(Stopped::rejected)?;
 
         self.result.times = Some((SystemTime::now(), std::time::Duration::ZERO));
-        reporter.started(self.path, derivation);
+        telling.started(self.path);
         if derivation.is_builtin() {
-            builtin::run(derivation, &scratch).map_err(|why| Stopped::new(Status::PermanentFailure, why))?;
+            builtin::run(derivation, &scratch)
+                .map_err(|why| Stopped::new(Status::PermanentFailure, format!("failed: {why}")))?;
         } else {
             self.run_builder(slot, &scratch, &inputs.closure, grants, command)?;
         }
@@ -252,7 +251,8 @@ impl Attempt<'_> {
             &owned,
             &options.unsafe_discard_references,
         )?;
-        check_outputs(store, &options, &taken).map_err(|violation| Stopped::new(Status::OutputRejected, violation))?;
+        check_outputs(store, &options, &taken)
+            .map_err(|violation| Stopped::new(Status::OutputRejected, format!("made what it must not: {violation}")))?;
         if check {
             let differing = outputs::compare(store, left.as_fd(), &taken, policy.keep_failed).map_err(Stopped::misc)?;
             if let Some(story) = differing {
@@ -274,7 +274,7 @@ impl Attempt<'_> {
         grants: super::room::Grants,
         command: BuilderInput,
     ) -> Result<(), Stopped> {
-        let Realiser { store, policy, reporter, .. } = *self.realiser;
+        let Realiser { store, policy, telling, .. } = *self.realiser;
         for file in &command.files {
             scratch.write(&file.name, &file.contents).map_err(|error| self.disk(&error))?;
         }
@@ -289,12 +289,13 @@ impl Attempt<'_> {
             sandbox_paths: &policy.sandbox_paths,
             shm_size: policy.shm_size,
             grants,
+            fetch: policy.fetch.clone(),
             limits: policy.limits(),
             outside,
             command,
         });
-        let mut log = LogWriter::create(&store.log_dir(), self.path).map_err(|error| self.disk(&error))?;
-        let mut tail = Tail::new(policy.log_lines);
+        let mut log = LogWriter::create(&store.log_dir(), self.path, None).map_err(|error| self.disk(&error))?;
+        let (mut lines, mut tail) = (LineSplitter::new(), Tail::new(policy.log_lines, TAIL_BYTES));
         let worker = match &mut slot.worker {
             Some(worker) => worker,
             None => slot.worker.insert(
@@ -302,9 +303,10 @@ impl Attempt<'_> {
             ),
         };
         let ran = worker.run(&room, &mut |bytes| {
-            log.write(bytes)?;
-            tail.write(bytes);
-            reporter.output(self.path, bytes);
+            // The room keeps the limit of the log: nothing more than that comes.
+            let _: Written = log.write(bytes).map_err(std::io::Error::other)?;
+            lines.feed(bytes, |line| tail.push(line));
+            telling.log(self.path, bytes);
             Ok(())
         });
         let report = match ran {
@@ -316,12 +318,15 @@ impl Attempt<'_> {
             }
         };
         log.finish().map_err(|error| self.disk(&error))?;
-        self.result.last_lines = tail.into_lines();
+        lines.finish(|line| tail.push(line));
+        self.result.last_lines = tail.lines().map(<[u8]>::to_vec).collect();
         let ended = match report {
             Report::Ended(ended) => *ended,
             Report::Failed(failed) => {
                 return Err(match failed.kind {
-                    FailureKind::NotExecutable => Stopped::new(Status::PermanentFailure, failed),
+                    FailureKind::NotExecutable => {
+                        Stopped::new(Status::PermanentFailure, format!("could not be started: {failed}"))
+                    }
                     _ => Stopped::misc(failed),
                 });
             }
@@ -333,14 +338,14 @@ impl Attempt<'_> {
         self.result.refused = refused;
         match stopped {
             None => Ok(()),
-            Some(mut stopped) => {
+            Some(stopped) => {
                 if policy.keep_failed {
                     match keep::keep(scratch, self.derivation, &room) {
                         Ok(kept) => self.result.kept = Some(kept),
-                        Err(error) => reporter.warn(&format!("the failed build could not be kept: {error}")),
+                        Err(error) => telling.warn(&format!("the failed build could not be kept: {error}")),
                     }
                 }
-                stopped.message = failure::story(&stopped.message, &self.result, store, policy);
+                self.result.advice = failure::advice(&self.result, store, policy);
                 Err(stopped)
             }
         }
@@ -349,12 +354,11 @@ impl Attempt<'_> {
     /// Why a builder's end is a failure, if it is one.
     fn judge(&self, ended: &Ended) -> Option<Stopped> {
         let policy = self.realiser.policy;
-        let what = format!("builder for ‘{}’", self.realiser.store.dir().display(self.path));
         let failed = |how: String| {
             let transient = self.derivation.fixed_output().is_some() || self.is_disk_full();
             let status = if transient { Status::TransientFailure } else { Status::PermanentFailure };
             let full = if self.is_disk_full() { "; the disk is full" } else { "" };
-            Some(Stopped::new(status, format!("{what} {how}{full}")))
+            Some(Stopped::new(status, format!("{how}{full}")))
         };
         let limit = |limit: Option<String>| limit.map_or_else(String::new, |limit| format!(" of {limit}"));
         match ended.end {
@@ -363,23 +367,23 @@ impl Attempt<'_> {
             End::Signaled(signal) => failed(format!("failed due to signal {signal}{}", signal_name(signal))),
             End::Time => Some(Stopped::new(
                 Status::TimedOut,
-                format!("{what} timed out: it ran longer than {}", limit_text(policy.timeout)),
+                format!("timed out: it ran longer than {}", limit_text(policy.timeout)),
             )),
             End::Silence => Some(Stopped::new(
                 Status::TimedOut,
-                format!("{what} timed out: it wrote nothing for {}", limit_text(policy.max_silent_time)),
+                format!("timed out: it wrote nothing for {}", limit_text(policy.max_silent_time)),
             )),
             End::Output => Some(Stopped::new(
                 Status::LogLimitExceeded,
                 format!(
-                    "{what} wrote more than the limit{} of log",
+                    "wrote more than its limit{} of log and was ended",
                     limit(policy.max_log_size.map(|size| size.to_string()))
                 ),
             )),
             End::Memory => Some(Stopped::new(
                 Status::PermanentFailure,
                 format!(
-                    "{what} ran out of memory: it used more than its limit{}; raise --memory",
+                    "ran out of memory: it used more than its limit{}; raise --memory",
                     limit(policy.memory.map(|size| size.to_string()))
                 ),
             )),

@@ -31,6 +31,8 @@ pub struct Parts<'a> {
     pub sandbox_paths: &'a [SandboxPath],
     /// The bound of `/dev/shm`.
     pub shm_size: Size,
+    /// The network of a build that is granted one.
+    pub fetch: Network,
     /// What it is allowed beyond.
     pub grants: Grants,
     /// How much it may use.
@@ -80,7 +82,7 @@ pub struct Grants {
     /// That it makes sandboxes itself.
     pub nested: bool,
     /// A way out to the network, because its output is known beforehand.
-    pub fetch: Option<NetworkMode>,
+    pub fetch: bool,
     /// That it sees the host's files, read-only, and its network: `__noChroot` where policy is relaxed.
     pub no_room: bool,
     /// That 32-bit is the machine it sees.
@@ -128,7 +130,7 @@ pub fn room(parts: Parts<'_>) -> Room {
     let text = |bytes: Vec<u8>| Text(OsString::from_vec(bytes));
     let mut arguments = parts.command.arguments.into_iter().map(text);
     let profile = match parts.grants {
-        Grants { fetch: Some(_), .. } => Profile::Fetch,
+        Grants { fetch: true, .. } => Profile::Fetch,
         Grants { nested: true, .. } => Profile::Nested,
         _ => Profile::Build,
     };
@@ -137,9 +139,10 @@ pub fn room(parts: Parts<'_>) -> Room {
         identity: Identity { home: build_dir.to_owned(), outside: parts.outside, ..Identity::default() },
         mounts,
         devices: Devices { kvm: parts.grants.kvm, shm_size: parts.shm_size },
-        network: Network {
-            mode: if parts.grants.no_room { Some(NetworkMode::Host) } else { parts.grants.fetch },
-            ..Network::default()
+        network: match parts.grants {
+            Grants { no_room: true, .. } => Network { mode: Some(NetworkMode::Host), ..Network::default() },
+            Grants { fetch: true, .. } => parts.fetch,
+            _ => Network::default(),
         },
         limits: parts.limits,
         process: Process {

@@ -16,7 +16,12 @@ pub struct Telling<'a> {
 
 impl<'a> Telling<'a> {
     /// Tells `reporter` what is going to be built.
-    pub fn of(order: &Order, outputs: impl Fn(&StorePath) -> Vec<String>, dir: &StoreDir, reporter: &'a dyn Reporter) -> Self {
+    pub fn of(
+        order: &Order,
+        outputs: impl Fn(&StorePath) -> Vec<String>,
+        dir: &StoreDir,
+        reporter: &'a dyn Reporter,
+    ) -> Self {
         let ids: BTreeMap<&StorePath, BuildId> =
             order.iter().enumerate().map(|(number, (path, _))| (path, BuildId(number as u64))).collect();
         let builds: BTreeMap<StorePath, Build> = order

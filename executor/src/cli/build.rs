@@ -1,6 +1,6 @@
 //! `anchorhold build`: derivations, to registered outputs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -9,12 +9,14 @@ use anchorhold::build::graph::Wanted;
 use anchorhold::build::policy::{self, Policy};
 use anchorhold::build::result::{self, BuildResult};
 use anchorhold::build::room::SandboxPath;
-use anchorhold::progress::{LogFormat, Reporter};
+use anchorhold::config::settings::{MaxJobs, Network, Sandbox, Settings};
+use anchorhold::progress::{self, Level, LogFormat};
 use anchorhold::store::{Access, Store};
 use anchorhold_sandbox::quantity::{Duration, Size};
-use anchorhold_sandbox::room::NetworkMode;
+use anchorhold_sandbox::room::{Network as RoomNetwork, NetworkMode};
 use clap::Args;
 
+use super::config::ConfigOptions;
 use super::store_root::StoreRoot;
 use super::{Subcommand, command, complain, options};
 
@@ -31,13 +33,16 @@ struct BuildOptions {
     #[command(flatten)]
     store: StoreRoot,
 
+    #[command(flatten)]
+    config: ConfigOptions,
+
     /// Derivations in the store; `^out,dev` behind one asks for some of its outputs only
     #[arg(required = true, value_name = "DRV")]
     targets: Vec<String>,
 
     /// How many builds run at once
-    #[arg(long, short, value_name = "N", default_value_t = 1)]
-    jobs: usize,
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<usize>,
 
     /// Go on with other builds when one has failed
     #[arg(long, short)]
@@ -52,8 +57,8 @@ struct BuildOptions {
     check: bool,
 
     /// Processors that a builder is told to use; 0 lets it find out
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    cores: u32,
+    #[arg(long, value_name = "N")]
+    cores: Option<u32>,
 
     /// End a build after this time
     #[arg(long, value_name = "TIME", help_heading = "Limits")]
@@ -79,36 +84,13 @@ struct BuildOptions {
     #[arg(long, value_name = "N", help_heading = "Limits")]
     cpu: Option<f64>,
 
-    /// A path that every builder sees, read-only [INSIDE[=OUTSIDE][?]; default: /bin/sh=/bin/busybox?]
-    #[arg(long, value_name = "PATH", help_heading = "Room")]
-    sandbox_path: Vec<String>,
-
-    /// The network of builds whose output is known beforehand: pasta or none
-    #[arg(long, value_name = "MODE", help_heading = "Room", default_value = "pasta", value_parser = fetch_network)]
-    fetch_network: NetworkMode,
-
-    /// Let derivations with `__noChroot` see the host's files and network
-    #[arg(long, help_heading = "Room")]
-    relaxed: bool,
-
     /// How progress is shown: bar, raw or internal-json [default: bar on a terminal, else raw]
     #[arg(long, value_name = "FORMAT", help_heading = "Reports")]
     log_format: Option<LogFormat>,
 
-    /// How many lines of a failed build's log are repeated
-    #[arg(long, value_name = "N", help_heading = "Reports", default_value_t = 25)]
-    log_lines: usize,
-
     /// Print the results as JSON, with account and seal
     #[arg(long, help_heading = "Reports")]
     json: bool,
-}
-
-fn fetch_network(text: &str) -> Result<NetworkMode, String> {
-    match text.parse()? {
-        NetworkMode::Host => Err("builds are never given the host's own network".to_owned()),
-        mode => Ok(mode),
-    }
 }
 
 fn run(matches: &clap::ArgMatches) -> ExitCode {
@@ -123,19 +105,23 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
 }
 
 fn build(options: &BuildOptions) -> Result<u8, String> {
-    let root = options.store.root();
+    let settings = options.config.load().map_err(|error| error.to_string())?.settings();
+    let root = options.store.root(&settings);
     let store = Store::open(&root, Access::ReadWrite).map_err(|error| error.to_string())?;
     let wanted = options.targets.iter().map(|text| target(&store, text)).collect::<Result<Vec<_>, _>>()?;
     let asked: BTreeSet<_> = wanted.iter().map(|one| one.derivation.clone()).collect();
     let request = Request {
         wanted: wanted.clone(),
-        jobs: options.jobs.max(1),
-        keep_going: options.keep_going,
+        jobs: options.jobs.unwrap_or(match settings.max_jobs {
+            MaxJobs::Count(count) => count,
+            MaxJobs::Auto => std::thread::available_parallelism().map_or(1, Into::into),
+        }),
+        keep_going: options.keep_going || settings.keep_going,
         check: options.check,
     };
-    let reporter: Box<dyn Reporter> = LogFormat::choose(options.log_format).reporter(store.dir());
-    let results =
-        call::build(&store, &policy(options, &store), &request, &*reporter).map_err(|error| error.to_string())?;
+    let reporter = progress::on_stderr(options.log_format, Level::Notice);
+    let policy = policy(options, &settings, &store);
+    let results = call::build(&store, &policy, &request, &*reporter).map_err(|error| error.to_string())?;
     drop(reporter);
     if options.json {
         let list: Vec<_> = results.iter().map(|result| result.to_json(store.dir())).collect();
@@ -182,38 +168,42 @@ fn target(store: &Store, text: &str) -> Result<Wanted, String> {
     Ok(Wanted { derivation, outputs })
 }
 
-fn policy(options: &BuildOptions, store: &Store) -> Policy {
-    let mut features: BTreeSet<String> =
-        ["benchmark", "big-parallel", policy::NESTED].into_iter().map(str::to_owned).collect();
-    if anchorhold_sandbox::kvm::probe(rustix::process::geteuid().is_root()).is_ok() {
-        features.insert(policy::KVM.to_owned());
+/// What the settings say, and the command line instead of them.
+fn policy(options: &BuildOptions, settings: &Settings, store: &Store) -> Policy {
+    let time = |time: std::time::Duration| Duration(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let mut features: BTreeSet<String> = settings.system_features.iter().cloned().collect();
+    // A word alone gives nobody a device: a build that requires it would find out in the middle of its work.
+    if features.contains(policy::KVM) && anchorhold_sandbox::kvm::probe(rustix::process::geteuid().is_root()).is_err() {
+        features.remove(policy::KVM);
     }
-    let native = policy::native_system();
-    let extra_platforms =
-        if native == "x86_64-linux" { BTreeSet::from(["i686-linux".to_owned()]) } else { BTreeSet::new() };
-    let paths = match options.sandbox_path.as_slice() {
-        [] => vec![SandboxPath::parse("/bin/sh=/bin/busybox?")],
-        given => given.iter().map(|text| SandboxPath::parse(text)).collect(),
-    };
     Policy {
-        system: native,
-        extra_platforms,
+        system: settings.system.clone(),
+        extra_platforms: settings.extra_platforms.iter().cloned().collect(),
         features,
-        relaxed: options.relaxed,
-        sandbox_paths: paths,
-        build_dir: "/build".to_owned(),
-        builds: store.state_dir().join("anchorhold/builds"),
-        shm_size: Size::Share(50),
-        cores: options.cores,
-        timeout: options.timeout,
-        max_silent_time: options.max_silent_time,
-        max_log_size: options.max_build_log_size,
-        memory: options.memory,
-        pids: options.pids,
-        cpu: options.cpu,
-        fetch: options.fetch_network,
-        impure_environment: BTreeMap::new(),
-        keep_failed: options.keep_failed,
-        log_lines: options.log_lines,
+        relaxed: settings.sandbox == Sandbox::Relaxed,
+        sandbox_paths: settings.sandbox_paths.iter().map(|text| SandboxPath::parse(text)).collect(),
+        build_dir: settings.sandbox_build_dir.display().to_string(),
+        builds: settings.build_dir.clone().unwrap_or_else(|| store.state_dir().join("anchorhold/builds")),
+        shm_size: settings.sandbox_dev_shm_size,
+        cores: options.cores.unwrap_or(u32::try_from(settings.cores).unwrap_or(u32::MAX)),
+        timeout: options.timeout.or(settings.timeout.map(time)),
+        max_silent_time: options.max_silent_time.or(settings.max_silent_time.map(time)),
+        max_log_size: options.max_build_log_size.or(settings.max_build_log_size.map(Size::Bytes)),
+        memory: options.memory.or(settings.memory),
+        pids: options.pids.or(settings.pids),
+        cpu: options.cpu.or(settings.cpu),
+        fetch: RoomNetwork {
+            mode: Some(match settings.network {
+                Network::Pasta => NetworkMode::Pasta,
+                Network::None => NetworkMode::None,
+            }),
+            allow: settings.network_allow.clone(),
+            refuse: settings.network_refuse.clone(),
+            only_allowed: settings.network_only_allowed,
+            dns: None,
+        },
+        impure_environment: settings.impure_env.clone(),
+        keep_failed: options.keep_failed || settings.keep_failed,
+        log_lines: settings.log_lines,
     }
 }

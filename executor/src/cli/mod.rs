@@ -26,8 +26,15 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 5] =
-    [run::SUBCOMMAND, explain::SUBCOMMAND, doctor::SUBCOMMAND, config::SUBCOMMAND, completion::SUBCOMMAND];
+const SUBCOMMANDS: [Subcommand; 7] = [
+    build::SUBCOMMAND,
+    run::SUBCOMMAND,
+    explain::SUBCOMMAND,
+    doctor::SUBCOMMAND,
+    config::SUBCOMMAND,
+    completion::SUBCOMMAND,
+    launch::SUBCOMMAND,
+];
 
 /// The whole command line.
 fn whole() -> Command {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anchorhold::config::settings::Settings;
 use clap::Args;
 
 /// The option that names a store.
@@ -13,9 +14,9 @@ pub struct StoreRoot {
 }
 
 impl StoreRoot {
-    /// The root: as given, or the person's own.
-    pub fn root(&self) -> PathBuf {
-        self.given.clone().unwrap_or_else(own)
+    /// The root: as given, or as configured, or the person's own.
+    pub fn root(&self, settings: &Settings) -> PathBuf {
+        self.given.clone().or_else(|| settings.store.clone()).unwrap_or_else(own)
     }
 }
 

@@ -4,7 +4,7 @@
 //! `--config` in their order, the command line's `--option`. The system's file can name settings in a list `locked`: nobody
 //! after it may give these another value.
 
-mod settings;
+pub mod settings;
 pub mod table;
 
 use std::collections::BTreeMap;
