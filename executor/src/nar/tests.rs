@@ -257,7 +257,7 @@ fn the_case_hack_is_undone_when_asked() {
     );
 }
 
-/// A string of an archive; `\u{1}` in a list of them stands for a string that is given apart.
+/// Strings as an archive has them: length, bytes, padding.
 fn nar(strings: &[&[u8]]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for string in strings {
