@@ -5,6 +5,7 @@ mod doctor;
 mod explain;
 mod room_options;
 mod run;
+mod store;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -22,7 +23,8 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 4] = [run::SUBCOMMAND, explain::SUBCOMMAND, doctor::SUBCOMMAND, completion::SUBCOMMAND];
+const SUBCOMMANDS: [Subcommand; 5] =
+    [run::SUBCOMMAND, explain::SUBCOMMAND, store::SUBCOMMAND, doctor::SUBCOMMAND, completion::SUBCOMMAND];
 
 /// The whole command line.
 fn whole() -> Command {
