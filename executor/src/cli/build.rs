@@ -17,7 +17,7 @@ use anchorhold_sandbox::room::{Network as RoomNetwork, NetworkMode};
 use clap::Args;
 
 use super::config::ConfigOptions;
-use super::store_root::StoreRoot;
+use super::store_root::{Failure, StorePlace};
 use super::{Subcommand, command, complain, options};
 
 pub const SUBCOMMAND: Subcommand = Subcommand {
@@ -31,7 +31,7 @@ pub const SUBCOMMAND: Subcommand = Subcommand {
 #[derive(Debug, Args)]
 struct BuildOptions {
     #[command(flatten)]
-    store: StoreRoot,
+    store: StorePlace,
 
     #[command(flatten)]
     config: ConfigOptions,
@@ -98,16 +98,16 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
     match build(&options) {
         Ok(code) => ExitCode::from(code),
         Err(why) => {
-            complain(why);
+            complain(why.0);
             ExitCode::from(1)
         }
     }
 }
 
-fn build(options: &BuildOptions) -> Result<u8, String> {
-    let settings = options.config.load().map_err(|error| error.to_string())?.settings();
-    let root = options.store.root(&settings);
-    let store = Store::open(&root, Access::ReadWrite).map_err(|error| error.to_string())?;
+fn build(options: &BuildOptions) -> Result<u8, Failure> {
+    let config = options.config.load()?;
+    let settings = config.settings();
+    let store = Store::open(&options.store.root_by(&config)?, Access::ReadWrite)?;
     let wanted = options.targets.iter().map(|text| target(&store, text)).collect::<Result<Vec<_>, _>>()?;
     let asked: BTreeSet<_> = wanted.iter().map(|one| one.derivation.clone()).collect();
     let request = Request {
@@ -121,11 +121,11 @@ fn build(options: &BuildOptions) -> Result<u8, String> {
     };
     let reporter = progress::on_stderr(options.log_format, Level::Notice);
     let policy = policy(options, &settings, &store);
-    let results = call::build(&store, &policy, &request, &*reporter).map_err(|error| error.to_string())?;
+    let results = call::build(&store, &policy, &request, &*reporter)?;
     drop(reporter);
     if options.json {
         let list: Vec<_> = results.iter().map(|result| result.to_json(store.dir())).collect();
-        println!("{}", serde_json::to_string_pretty(&list).map_err(|error| error.to_string())?);
+        println!("{}", serde_json::to_string_pretty(&list)?);
     } else {
         print_outputs(&store, &wanted, &results);
     }
@@ -148,7 +148,7 @@ fn print_outputs(store: &Store, wanted: &[Wanted], results: &[BuildResult]) {
 }
 
 /// A derivation as a person names it: its store path, the file behind it, or only its last name; and outputs.
-fn target(store: &Store, text: &str) -> Result<Wanted, String> {
+pub(super) fn target(store: &Store, text: &str) -> Result<Wanted, Failure> {
     let (path, outputs) = match text.rsplit_once(['^', '!']) {
         Some((path, "*")) => (path, BTreeSet::new()),
         Some((path, names)) => (path, names.split(',').map(str::to_owned).collect()),
@@ -157,13 +157,13 @@ fn target(store: &Store, text: &str) -> Result<Wanted, String> {
     let real = store.real_dir();
     let name = Path::new(path).strip_prefix(&real).ok().and_then(Path::to_str);
     let derivation = match name {
-        Some(name) => name.parse().map_err(|error| format!("{text}: {error}"))?,
+        Some(name) => name.parse().map_err(|error| Failure(format!("{text}: {error}")))?,
         None if path.contains('/') => store.dir().parse(path).map_err(|error| {
-            format!(
+            Failure(format!(
                 "{text}: {error}; `anchorhold derivation add FILE` puts a derivation into the store and prints its path"
-            )
+            ))
         })?,
-        None => path.parse().map_err(|error| format!("{text}: {error}"))?,
+        None => path.parse().map_err(|error| Failure(format!("{text}: {error}")))?,
     };
     Ok(Wanted { derivation, outputs })
 }

@@ -3,11 +3,13 @@
 mod build;
 mod completion;
 mod config;
+mod derivation;
 mod doctor;
 mod explain;
 mod launch;
 mod room_options;
 mod run;
+mod store;
 mod store_root;
 
 use std::ffi::OsString;
@@ -26,8 +28,10 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 7] = [
+const SUBCOMMANDS: [Subcommand; 9] = [
     build::SUBCOMMAND,
+    derivation::SUBCOMMAND,
+    store::SUBCOMMAND,
     run::SUBCOMMAND,
     explain::SUBCOMMAND,
     doctor::SUBCOMMAND,

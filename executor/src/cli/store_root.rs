@@ -2,32 +2,57 @@
 
 use std::path::PathBuf;
 
-use anchorhold::config::settings::Settings;
+use anchorhold::config::{Config, Sources};
+use anchorhold::store::{Access, Store};
 use clap::Args;
 
-/// The option that names a store.
-#[derive(Debug, Clone, Args)]
-pub struct StoreRoot {
-    /// The root of the store: its files are in nix/store and nix/var below [default: your own]
-    #[arg(long = "store", value_name = "ROOT", env = "ANCHORHOLD_STORE")]
-    given: Option<PathBuf>,
+/// Which store, for every command that needs one.
+#[derive(Clone, Debug, Args)]
+pub(super) struct StorePlace {
+    /// The store's root: its files are in ROOT/nix/store and ROOT/nix/var/nix, / is that of a Nix on this machine
+    ///
+    /// Without it: the setting `store`; else /var/lib/anchorhold for the superuser, and for others
+    /// $XDG_STATE_HOME/anchorhold or ~/.local/state/anchorhold.
+    #[arg(long = "store", value_name = "ROOT", global = true, env = "ANCHORHOLD_STORE")]
+    root: Option<PathBuf>,
 }
 
-impl StoreRoot {
-    /// The root: as given, or as configured, or the person's own.
-    pub fn root(&self, settings: &Settings) -> PathBuf {
-        self.given.clone().or_else(|| settings.store.clone()).unwrap_or_else(own)
+impl StorePlace {
+    /// The root that is meant.
+    pub(super) fn root(&self) -> Result<PathBuf, Failure> {
+        match &self.root {
+            Some(root) => Ok(root.clone()),
+            None => self.root_by(&Config::load(&Sources::standard())?),
+        }
+    }
+
+    /// The root that is meant, where the settings are read already.
+    pub(super) fn root_by(&self, config: &Config) -> Result<PathBuf, Failure> {
+        if let Some(root) = self.root.clone().or_else(|| config.settings().store) {
+            return Ok(root);
+        }
+        if rustix::process::geteuid().is_root() {
+            return Ok("/var/lib/anchorhold".into());
+        }
+        // A relative directory in this variable counts for nothing (XDG base directory specification).
+        let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = || std::env::home_dir().filter(|home| home.is_absolute()).map(|home| home.join(".local/state"));
+        match state.or_else(home) {
+            Some(state) => Ok(state.join("anchorhold")),
+            None => Err(Failure("cannot tell where the store is: set HOME, or name it with --store ROOT".to_owned())),
+        }
+    }
+
+    pub(super) fn open(&self, access: Access) -> Result<Store, Failure> {
+        Ok(Store::open(&self.root()?, access)?)
     }
 }
 
-/// The system's for root; for others, in the place that the XDG base directory specification gives to state.
-fn own() -> PathBuf {
-    if rustix::process::geteuid().is_root() {
-        return "/var/lib/anchorhold".into();
+/// Why a command was not done, for a person.
+pub(super) struct Failure(pub String);
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
     }
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_STATE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
-        .unwrap_or_else(std::env::temp_dir)
-        .join("anchorhold")
 }

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
 
+use crate::nar::NarError;
 use crate::store_path::{StorePath, StorePathError};
+use crate::tree::TreeError;
 
 /// An operation on a store that was not done.
 #[derive(Debug, thiserror::Error)]
@@ -150,25 +152,62 @@ pub enum StoreError {
         /// Some of what keeps it.
         by: Vec<String>,
     },
+    /// A path does not hold what was registered.
+    #[error(
+        "‘{path}’ has changed since it was registered: its hash was {wanted} and is {found}; delete it and build or copy it again"
+    )]
+    Changed {
+        /// The path.
+        path: StorePath,
+        /// The registered hash of its NAR, in SRI form.
+        wanted: String,
+        /// What it is now.
+        found: String,
+    },
+    /// A stream is no export.
+    #[error("cannot import the stream: {why}")]
+    Import {
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A tree could not be walked, moved or removed.
     #[error(transparent)]
-    Tree(#[from] crate::tree::TreeError),
+    Tree(TreeError),
     /// An archive could not be written, read or restored.
     #[error(transparent)]
-    Nar(#[from] crate::nar::NarError),
+    Nar(NarError),
     /// A text is no store path.
     #[error(transparent)]
     Path(#[from] StorePathError),
+}
+
+impl From<TreeError> for StoreError {
+    fn from(error: TreeError) -> Self {
+        match error {
+            TreeError::System { path, source, .. } if is_full(&source) => Self::DiskFull { path: path.into() },
+            other => Self::Tree(other),
+        }
+    }
+}
+
+impl From<NarError> for StoreError {
+    fn from(error: NarError) -> Self {
+        match error {
+            NarError::Tree { path, source, .. } if is_full(&source) => Self::DiskFull { path: path.into() },
+            other => Self::Nar(other),
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl StoreError {
     pub(crate) fn io(doing: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
         let source = source.into();
         let path = path.as_ref().to_owned();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
-            _ => Self::Io { doing, path, source },
-        }
+        if is_full(&source) { Self::DiskFull { path } } else { Self::Io { doing, path, source } }
     }
 
     /// For `map_err`: the failure of `doing` to `path`.

@@ -3,12 +3,18 @@
 //! A path is valid when the database says so, and then its files are whole: they are moved in before it is registered, and
 //! invalidated before they are removed. Whatever else lies in the directory is somebody's work in progress, or left behind.
 
+mod add;
+#[cfg(test)]
+mod add_tests;
 mod collector;
 mod database;
 mod error;
+mod exchange;
 mod gc;
 #[cfg(test)]
 mod gc_tests;
+mod generations;
+mod optimise;
 mod path_info;
 mod path_lock;
 mod query;
@@ -16,9 +22,13 @@ mod register;
 mod removal;
 mod roots;
 mod runtime_roots;
+mod temp_dir;
 mod temp_roots;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+mod upkeep_tests;
+mod verify;
 
 use std::fs;
 use std::io;
@@ -26,12 +36,16 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use add::Naming;
 pub use database::SCHEMA;
 pub use error::StoreError;
 pub use gc::{GcPolicy, GcReport};
+pub use optimise::{OptimiseReport, Optimiser};
 pub use path_info::{Direction, PathInfo, Registration};
 pub use path_lock::PathLocks;
 pub use roots::Roots;
+pub use temp_dir::TempDir;
+pub use verify::VerifyReport;
 
 use crate::store_path::{StoreDir, StorePath};
 use database::Database;

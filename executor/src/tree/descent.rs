@@ -47,6 +47,12 @@ pub(crate) struct Lost {
     pub(crate) source: io::Error,
 }
 
+impl From<Lost> for io::Error {
+    fn from(lost: Lost) -> Self {
+        Self::new(lost.source.kind(), format!("{}: {}", lost.path, lost.source))
+    }
+}
+
 /// Which file it is: device and inode.
 pub(crate) fn identity(stat: &Stat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
