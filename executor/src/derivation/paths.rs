@@ -31,6 +31,18 @@ impl Derivations for BTreeMap<StorePath, Derivation> {
     }
 }
 
+impl<F, E> Derivations for F
+where
+    F: FnMut(&StorePath) -> Result<Option<Derivation>, E>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    type Error = E;
+
+    fn derivation(&mut self, path: &StorePath) -> Result<Option<Derivation>, Self::Error> {
+        self(path)
+    }
+}
+
 /// Why output paths cannot be computed, or are not what the derivation says.
 #[derive(Debug, thiserror::Error)]
 pub enum PathsError {

@@ -67,6 +67,18 @@ fn what_is_missing_is_named_with_those_that_need_it() {
 }
 
 #[test]
+fn an_input_that_cannot_be_read_says_why() {
+    let store = store();
+    let derivations = |path: &StorePath| match path.name() {
+        "a.drv" => Ok(Some(with_path(plain("a", &["b"])))),
+        _ => Err(std::io::Error::other("the disk is on fire")),
+    };
+    let error = Calculator::new(&store, derivations).output_paths(&plain("top", &["a"])).unwrap_err().to_string();
+    let expected = format!("cannot read the derivation ‘{}’, needed by ‘{}’: the disk", path_of("b"), path_of("a"));
+    assert!(error.starts_with(&expected), "{error}");
+}
+
+#[test]
 fn an_output_that_an_input_lacks_is_named() {
     let mut top = plain("top", &["a"]);
     top.input_derivations.insert(path_of("a"), BTreeSet::from(["doc".to_owned()]));
