@@ -14,13 +14,13 @@ pub(super) struct StorePlace {
     /// Without it: the setting `store`; else /var/lib/anchorhold for the superuser, and for others
     /// $XDG_STATE_HOME/anchorhold or ~/.local/state/anchorhold.
     #[arg(long = "store", value_name = "ROOT", global = true, env = "ANCHORHOLD_STORE")]
-    root: Option<PathBuf>,
+    store_root: Option<PathBuf>,
 }
 
 impl StorePlace {
     /// The root that is meant.
     pub(super) fn root(&self) -> Result<PathBuf, Failure> {
-        match &self.root {
+        match &self.store_root {
             Some(root) => Ok(root.clone()),
             None => self.root_by(&Config::load(&Sources::standard())?),
         }
@@ -28,7 +28,7 @@ impl StorePlace {
 
     /// The root that is meant, where the settings are read already.
     pub(super) fn root_by(&self, config: &Config) -> Result<PathBuf, Failure> {
-        if let Some(root) = self.root.clone().or_else(|| config.settings().store) {
+        if let Some(root) = self.store_root.clone().or_else(|| config.settings().store) {
             return Ok(root);
         }
         if rustix::process::geteuid().is_root() {

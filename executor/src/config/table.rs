@@ -297,9 +297,9 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "system-features",
         Kind::List,
-        "[\"benchmark\", \"big-parallel\", \"nixos-test\"]",
+        "[\"benchmark\", \"big-parallel\", \"kvm\", \"nested-sandbox\", \"nixos-test\"]",
         "build",
-        "What builds may require of this machine; with `kvm` in it, those that do are granted `/dev/kvm`.",
+        "What builds may require of this machine; those that require `kvm` are granted `/dev/kvm` (the word counts only where the device is usable), those that require `nested-sandbox` may make sandboxes themselves.",
     ),
     setting(
         "sandbox",
@@ -311,7 +311,7 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "sandbox-paths",
         Kind::SandboxPaths,
-        "[]",
+        "[\"/bin/sh=/bin/busybox?\"]",
         "room",
         "Paths of the host that every build is shown, read-only.",
     ),
