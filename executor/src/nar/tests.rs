@@ -123,11 +123,9 @@ fn a_thousand_trees_are_archived_and_restored_as_nix_does() {
     for (number, path) in paths.iter().enumerate() {
         Dice(number as u64).tree(path, 0);
         let nar = dumped(path).unwrap();
-        let back = place.path().join("back");
+        let back = path.with_extension("back");
         restored(&nar, &back).unwrap();
         assert!(dumped(&back).unwrap() == nar, "tree {number} is another one after it was restored");
-        let (parent, name) = tree::place(&back).unwrap();
-        tree::remove(parent.as_fd(), &name).unwrap();
         let mut copied = Vec::new();
         copy(nar.as_slice(), &mut copied).unwrap();
         assert!(copied == nar, "tree {number} is another one after its archive was copied");
@@ -138,21 +136,20 @@ fn a_thousand_trees_are_archived_and_restored_as_nix_does() {
     }
     let mut arguments: Vec<&OsStr> = ["--type", "sha256", "--base32"].map(OsStr::new).to_vec();
     arguments.extend(paths.iter().map(|path| path.as_os_str()));
-    let Some(theirs) = nix("nix-hash", &arguments, b"") else { return };
-    let theirs: Vec<_> = std::str::from_utf8(&theirs).unwrap().lines().collect();
-    assert_eq!(theirs, hashes);
-    for path in &paths[..40] {
-        let nar = dumped(path).unwrap();
-        assert!(nix("nix-store", &["--dump".as_ref(), path.as_ref()], b"").unwrap() == nar, "{path:?}");
-        let back = path.with_extension("nix");
-        nix("nix-store", &["--restore".as_ref(), back.as_ref()], &nar).unwrap();
-        assert!(dumped(&back).unwrap() == nar, "{path:?}");
+    if let Some(theirs) = nix("nix-hash", &arguments, b"") {
+        let theirs: Vec<_> = std::str::from_utf8(&theirs).unwrap().lines().collect();
+        assert_eq!(theirs, hashes);
+        for path in &paths[..40] {
+            let nar = dumped(path).unwrap();
+            assert!(nix("nix-store", &["--dump".as_ref(), path.as_ref()], b"").unwrap() == nar, "{path:?}");
+            let back = path.with_extension("nix");
+            nix("nix-store", &["--restore".as_ref(), back.as_ref()], &nar).unwrap();
+            assert!(dumped(&back).unwrap() == nar, "{path:?}");
+        }
     }
-    // Trees without permissions would stay behind.
-    for path in &paths {
-        let (parent, name) = tree::place(path).unwrap();
-        tree::remove(parent.as_fd(), &name).unwrap();
-    }
+    // An ordinary user removes directories without w in no other way.
+    let (parent, name) = tree::place(place.path()).unwrap();
+    tree::remove(parent.as_fd(), &name).unwrap();
 }
 
 #[test]
