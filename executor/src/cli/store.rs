@@ -41,13 +41,13 @@ pub(super) struct StorePlace {
     ///
     /// Without it: /var/lib/anchorhold for the superuser, else $XDG_STATE_HOME/anchorhold or ~/.local/state/anchorhold.
     #[arg(long = "store", value_name = "ROOT", global = true)]
-    root: Option<PathBuf>,
+    store_root: Option<PathBuf>,
 }
 
 impl StorePlace {
     /// The root that is meant.
     pub(super) fn root(&self) -> Result<PathBuf, Failure> {
-        if let Some(root) = &self.root {
+        if let Some(root) = &self.store_root {
             return Ok(root.clone());
         }
         if is_superuser() {
