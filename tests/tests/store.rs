@@ -108,6 +108,21 @@ impl World {
     }
 }
 
+/// The directories of a store are read-only, and only the superuser removes what is in such.
+impl Drop for World {
+    fn drop(&mut self) {
+        let mut left = vec![self.directory.path().to_owned()];
+        while let Some(directory) = left.pop() {
+            let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(0o755));
+            for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    left.push(entry.path());
+                }
+            }
+        }
+    }
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

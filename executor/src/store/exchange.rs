@@ -187,11 +187,11 @@ fn malformed(why: &'static str) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::tests::{nix_lines, open, path, put_file, register, temp};
+    use crate::store::tests::{Temp, nix_lines, open, path, put_file, register, temp};
     use proptest::prelude::*;
     use std::fs;
 
-    fn example() -> (tempfile::TempDir, BTreeSet<StorePath>, Vec<u8>) {
+    fn example() -> (Temp, BTreeSet<StorePath>, Vec<u8>) {
         let root = temp();
         let store = open(root.path());
         let (a, b) = (path(2, "a"), path(1, "b"));

@@ -80,10 +80,14 @@ impl Store {
         let root = std::path::absolute(root).map_err(StoreError::on("find", root))?;
         let state = root.join("nix/var/nix");
         let database = match access {
-            Access::ReadWrite => {
-                make_layout(&root)?;
-                Database::open(&root, &state.join("db"))?
-            }
+            Access::ReadWrite => make_layout(&root).and_then(|()| Database::open(&root, &state.join("db"))).map_err(
+                |error| match error {
+                    StoreError::Io { source, .. } if source.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                        StoreError::ReadOnly { root: root.clone(), doing: "open the store for writing" }
+                    }
+                    other => other,
+                },
+            )?,
             Access::ReadOnly => Database::open_read_only(&root, &state.join("db"))?,
         };
         Ok(Self {
@@ -155,12 +159,7 @@ fn make_layout(root: &Path) -> Result<(), StoreError> {
         "nix/var/nix/temproots",
     ] {
         let path = root.join(directory);
-        match fs::create_dir_all(&path) {
-            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                return Err(StoreError::ReadOnly { root: root.to_owned(), doing: "open it for writing" });
-            }
-            other => other.map_err(StoreError::on("make the directory", &path))?,
-        }
+        fs::create_dir_all(&path).map_err(StoreError::on("make the directory", &path))?;
     }
     // Profiles are roots by this link, in Nix too.
     let link = root.join("nix/var/nix/gcroots/profiles");

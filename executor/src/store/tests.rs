@@ -14,8 +14,24 @@ use crate::hash::Hash;
 
 const HASH: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la";
 
-pub(super) fn temp() -> tempfile::TempDir {
-    tempfile::tempdir().unwrap()
+/// A directory that goes with the test, the read-only ones of a store in it too.
+pub(super) struct Temp(tempfile::TempDir);
+
+impl Temp {
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        let (parent, name) = crate::tree::place(self.path()).unwrap();
+        crate::tree::remove(std::os::fd::AsFd::as_fd(&parent), &name).unwrap();
+    }
+}
+
+pub(super) fn temp() -> Temp {
+    Temp(tempfile::tempdir().unwrap())
 }
 
 pub(super) fn open(root: &Path) -> Store {

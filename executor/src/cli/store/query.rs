@@ -190,7 +190,6 @@ fn as_json(store: &Store, info: &PathInfo) -> Value {
         "narSize": info.nar_size,
         "references": info.references.iter().map(full).collect::<Vec<_>>(),
         "registrationTime": info.registration_time,
-        "valid": true,
     });
     // Nix leaves out what there is none of.
     if let Some(deriver) = &info.deriver {
