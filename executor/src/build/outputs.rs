@@ -184,14 +184,12 @@ pub fn register(
     derivation: &StorePath,
     taken: &BTreeMap<String, Taken>,
 ) -> Result<(), String> {
-    let real = store.real_dir();
-    let into = File::open(&real).map_err(|error| format!("opening {}: {error}", real.display()))?;
     let mut registrations = Vec::new();
     for one in taken.values() {
         if store.is_valid(&one.path).map_err(|error| error.to_string())? {
             continue;
         }
-        place(from, into.as_fd(), &real, &one.path)?;
+        store.move_files(from, one.path.as_str().as_ref(), &one.path).map_err(|error| error.to_string())?;
         let info = PathInfo {
             references: one.references.clone(),
             deriver: Some(derivation.clone()),
@@ -202,34 +200,6 @@ pub fn register(
         registrations.push(Registration::from(info));
     }
     store.register(&registrations).map_err(|error| error.to_string())
-}
-
-/// Moves one output into the store.
-fn place(from: BorrowedFd<'_>, into: BorrowedFd<'_>, real: &Path, path: &StorePath) -> Result<(), String> {
-    let name = path.as_str().as_ref();
-    // Not valid and locked by us: what a build left that was killed before it could register.
-    if !scratch::is_absent(into, path.as_str()) {
-        tree::remove(into, name).map_err(|error| format!("removing what was left of an earlier build: {error}"))?;
-    }
-    move_into(from, into, name).map_err(|error| format!("moving ‘{path}’ into {}: {error}", real.display()))
-}
-
-/// By a rename, which is one step; between file systems by a copy, which is not valid until it is registered.
-fn move_into(from: BorrowedFd<'_>, into: BorrowedFd<'_>, name: &OsStr) -> Result<(), String> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = rustix::fs::openat(from, name, flags, Mode::empty()).ok();
-    let mode = |bits| directory.as_ref().map_or(Ok(()), |held| rustix::fs::fchmod(held, Mode::from_raw_mode(bits)));
-    // Its `..` changes with its parent, and that takes the right to write it.
-    mode(0o755).map_err(|errno| errno.to_string())?;
-    let moved = tree::rename(from, name, into, name);
-    mode(0o555).map_err(|errno| errno.to_string())?;
-    match moved {
-        Err(tree::TreeError::System { source, .. }) if source.kind() == std::io::ErrorKind::CrossesDevices => {
-            tree::copy(from, name, into, name).map_err(|error| error.to_string())
-        }
-        moved => moved.map_err(|error| error.to_string()),
-    }
 }
 
 /// Compares what a second build has left with what is in the store; a story of all differences, if there are any. With

@@ -197,10 +197,11 @@ impl Attempt<'_> {
             return Ok(Status::AlreadyValid);
         }
 
-        let inputs = self.inputs()?;
-        for path in wanted.values().chain([self.path]).chain(&inputs.direct) {
+        // Kept from the collector first, and only then looked for.
+        for path in wanted.values().chain([self.path]) {
             store.add_temp_root(path).map_err(Stopped::misc)?;
         }
+        let inputs = self.inputs()?;
         let ids = match &slot.ids {
             Some(ids) => ids,
             None => slot.ids.insert(Ids::take().map_err(Stopped::misc)?),
@@ -222,7 +223,7 @@ impl Attempt<'_> {
             store.dir(),
             &settings,
             &made_at,
-            &StoreInputs { store, inputs: &inputs.closure },
+            &StoreInputs { store, inputs: &inputs },
         )
         .map_err(Stopped::rejected)?;
 
@@ -232,7 +233,7 @@ impl Attempt<'_> {
             builtin::run(derivation, &scratch)
                 .map_err(|why| Stopped::new(Status::PermanentFailure, format!("failed: {why}")))?;
         } else {
-            self.run_builder(slot, &scratch, &inputs.closure, grants, command)?;
+            self.run_builder(slot, &scratch, &inputs, grants, command)?;
         }
 
         let left = scratch.open("store").map_err(Stopped::misc)?;
@@ -243,14 +244,8 @@ impl Attempt<'_> {
             None => (mine, None, OutsideLinks::Refuse),
         };
         let owned = tree::Policy { owners: builder..=builder, store_owner, outside_links };
-        let taken = outputs::take(
-            derivation,
-            left.as_fd(),
-            store.dir(),
-            &inputs.closure,
-            &owned,
-            &options.unsafe_discard_references,
-        )?;
+        let taken =
+            outputs::take(derivation, left.as_fd(), store.dir(), &inputs, &owned, &options.unsafe_discard_references)?;
         check_outputs(store, &options, &taken)
             .map_err(|violation| Stopped::new(Status::OutputRejected, format!("made what it must not: {violation}")))?;
         if check {
@@ -410,7 +405,7 @@ impl Attempt<'_> {
     }
 
     /// What the builder may see of the store.
-    fn inputs(&self) -> Result<FoundInputs, Stopped> {
+    fn inputs(&self) -> Result<Vec<StorePath>, Stopped> {
         let store = self.realiser.store;
         let mut direct: BTreeSet<StorePath> = self.derivation.input_sources.clone();
         for (path, names) in &self.derivation.input_derivations {
@@ -425,14 +420,16 @@ impl Attempt<'_> {
                 direct.insert(output.clone());
             }
         }
+        for path in &direct {
+            store.add_temp_root(path).map_err(Stopped::misc)?;
+        }
+        let valid = store.valid_of(&direct).map_err(Stopped::misc)?;
+        if let Some(missing) = direct.difference(&valid).next() {
+            return Err(Stopped::misc(format!("its input ‘{}’ is not valid any more", store.dir().display(missing))));
+        }
         let closure = store.closure(&direct, Direction::Forward).map_err(Stopped::misc)?;
-        Ok(FoundInputs { direct, closure: closure.into_iter().collect() })
+        Ok(closure.into_iter().collect())
     }
-}
-
-struct FoundInputs {
-    direct: BTreeSet<StorePath>,
-    closure: Vec<StorePath>,
 }
 
 /// What its derivation allows of the outputs: what they may refer to, how large they may be.

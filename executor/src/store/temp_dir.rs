@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, fchmod, openat, statat};
+use rustix::fs::FlockOperation;
 
 use super::{Registration, Store, StoreError};
 use crate::store_path::StorePath;
@@ -101,23 +101,18 @@ impl Store {
     }
 
     /// Gives the tree `name` in `from` the place of `path`, whose lock must be held, and removes what was left there by
-    /// somebody who was stopped. The path is not valid before it is registered.
+    /// somebody who was stopped. By a rename, which is one step; from another file system by a copy. The path is not valid
+    /// before it is registered.
     pub fn move_files(&self, from: BorrowedFd<'_>, name: &OsStr, path: &StorePath) -> Result<(), StoreError> {
         let real = self.real_dir();
-        let here = self.real_path(path);
         let store = File::open(&real).map_err(StoreError::on("open", &real))?;
-        tree::remove(store.as_fd(), OsStr::new(path.as_str()))?;
-        let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW).map_err(StoreError::on("look at", name))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            return Ok(tree::rename(from, name, store.as_fd(), OsStr::new(path.as_str()))?);
+        let into = OsStr::new(path.as_str());
+        tree::remove(store.as_fd(), into)?;
+        match tree::rename(from, name, store.as_fd(), into) {
+            Err(tree::TreeError::System { source, .. }) if source.kind() == io::ErrorKind::CrossesDevices => {
+                Ok(tree::copy(from, name, store.as_fd(), into)?)
+            }
+            moved => Ok(moved?),
         }
-        // A directory that goes elsewhere changes its `..`, which an ordinary user must be allowed to write.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let top = openat(from, name, flags, Mode::empty()).map_err(StoreError::on("open", name))?;
-        let mode = Mode::from_raw_mode(stat.st_mode);
-        fchmod(&top, mode | Mode::WUSR).map_err(StoreError::on("open up", name))?;
-        let moved = tree::rename(from, name, store.as_fd(), OsStr::new(path.as_str()));
-        fchmod(&top, mode).map_err(StoreError::on("set the mode of", &here))?;
-        Ok(moved?)
     }
 }
