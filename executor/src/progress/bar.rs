@@ -76,11 +76,10 @@ impl Canvas {
 
     fn end(&mut self) {
         self.over = true;
-        for line in self.lines.drain(..) {
-            line.finish_and_clear();
-            self.terminal.remove(&line);
-        }
+        // All lines at once; taken away one by one, each would draw the rest again.
         let _ = self.terminal.clear();
+        self.terminal.set_draw_target(ProgressDrawTarget::hidden());
+        self.lines.clear();
     }
 }
 
