@@ -19,8 +19,9 @@ pub fn write(state_dir: &Path, derivation: &StorePath, record: &serde_json::Valu
     let directory = path.parent().unwrap_or(state_dir);
     std::fs::create_dir_all(directory)?;
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    serde_json::to_writer_pretty(&mut file, record)?;
-    io::Write::write_all(&mut file, b"\n")?;
+    let mut text = serde_json::to_vec_pretty(record)?;
+    text.push(b'\n');
+    io::Write::write_all(&mut file, &text)?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }

@@ -202,7 +202,7 @@ fn prepare(connection: &Connection) -> Result<(), rusqlite::Error> {
     if mode != "wal" {
         retry(|| connection.query_row("pragma main.journal_mode = wal", [], |_| Ok(())))?;
     }
-    connection.execute_batch("pragma synchronous = normal; pragma foreign_keys = 1")?;
+    connection.execute_batch("pragma synchronous = normal; pragma foreign_keys = 1; pragma cache_size = -16384")?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     // A log that grew once is given back at the next checkpoint.
     connection.pragma_update(None, "journal_size_limit", LONG_LOG as i64)

@@ -98,24 +98,26 @@ impl Store {
     }
 
     /// `paths`, each after those of them that it refers to.
+    ///
+    /// # Errors
+    /// One of `paths` is not valid.
     pub fn references_first(&self, paths: &BTreeSet<StorePath>) -> Result<Vec<StorePath>, StoreError> {
-        let mut order = Vec::new();
-        let mut seen = BTreeSet::new();
-        for start in paths {
-            if !seen.insert(start.clone()) {
+        let edges = self.references_among(paths)?;
+        let paths: Vec<_> = paths.iter().collect();
+        let mut order = Vec::with_capacity(paths.len());
+        let mut seen = vec![false; paths.len()];
+        for start in 0..paths.len() {
+            if std::mem::replace(&mut seen[start], true) {
                 continue;
             }
-            let mut stack = vec![(start.clone(), self.query_references(start)?.into_iter())];
+            let mut stack = vec![(start, edges[start].iter())];
             while let Some((path, references)) = stack.last_mut() {
                 match references.next() {
                     None => {
-                        order.push(path.clone());
+                        order.push(paths[*path].clone());
                         stack.pop();
                     }
-                    Some(next) if paths.contains(&next) && seen.insert(next.clone()) => {
-                        let references = self.query_references(&next)?.into_iter();
-                        stack.push((next, references));
-                    }
+                    Some(&next) if !std::mem::replace(&mut seen[next], true) => stack.push((next, edges[next].iter())),
                     Some(_) => {}
                 }
             }

@@ -1,6 +1,6 @@
 //! Questions to the database.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
@@ -156,6 +156,42 @@ impl Store {
             Some(missing) => Err(StoreError::NotValid(self.dir.display(missing))),
             None => Ok(closure),
         }
+    }
+
+    /// For each of `paths`, in their order, the places in that order of those that it refers to, in order as well.
+    ///
+    /// # Errors
+    /// One of `paths` is not valid.
+    pub(super) fn references_among(&self, paths: &BTreeSet<StorePath>) -> Result<Vec<Vec<usize>>, StoreError> {
+        let database = self.database();
+        let mut edges = vec![Vec::new(); paths.len()];
+        let json = self.as_json(paths);
+        let filled = (|| {
+            // Or each of the many questions below would take and leave the database's lock.
+            let transaction = database.connection.unchecked_transaction()?;
+            let mut statement = transaction.prepare_cached(
+                "select given.key, ValidPaths.id from json_each(?1) given join ValidPaths on ValidPaths.path = given.value",
+            )?;
+            let places: HashMap<i64, usize> = statement
+                .query_map([&json], |row| Ok((row.get(1)?, row.get::<_, u32>(0)? as usize)))?
+                .collect::<Result<_, _>>()?;
+            let mut statement = transaction.prepare_cached("select reference from Refs where referrer = ?1")?;
+            for (id, place) in &places {
+                let found = statement.query_map([id], |row| row.get::<_, i64>(0))?;
+                for reference in found {
+                    edges[*place].extend(places.get(&reference?));
+                }
+                edges[*place].sort_unstable();
+            }
+            Ok(places)
+        })();
+        let places = filled.map_err(database.error("look up references"))?;
+        if places.len() < paths.len() {
+            let found: HashSet<_> = places.into_values().collect();
+            let missing = paths.iter().enumerate().find(|(place, _)| !found.contains(place));
+            return Err(StoreError::NotValid(missing.map(|(_, path)| self.dir.display(path)).unwrap_or_default()));
+        }
+        Ok(edges)
     }
 
     /// The outputs of a valid derivation whose paths are known before it is built.
