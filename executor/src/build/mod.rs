@@ -1,16 +1,18 @@
 //! A build, from a request to registered outputs.
 //!
 //! ```text
-//! call ──► graph ──► scheduler ──► realise: policy, scratch, environment, room ──► launcher
-//!                                           outputs, checks ──► the store; log, record, failure
+//! call ──► graph ──► scheduler ──► realise: policy, hooks, scratch, environment, room ──► launcher
+//!                                           outputs, checks ──► the store, upkeep, hooks; log, record, failure
 //! ```
 
+pub mod build_users;
 pub mod builtin;
 pub mod call;
 pub mod checks;
 pub mod environment;
 pub mod failure;
 pub mod graph;
+pub mod hooks;
 pub mod keep;
 pub mod launcher;
 pub mod log;
@@ -27,6 +29,7 @@ pub mod scratch;
 pub mod stored;
 pub mod structured_attributes;
 pub mod telling;
+pub mod upkeep;
 
 #[cfg(test)]
 mod real_build;

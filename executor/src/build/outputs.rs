@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::result::Status;
 use super::scratch;
+use super::upkeep::Upkeep;
 use crate::derivation::{Derivation, Method};
 use crate::hash::{Algorithm, Hash, Hasher};
 use crate::nar;
@@ -174,7 +175,8 @@ fn hash_file(store: BorrowedFd<'_>, path: &StorePath, algorithm: Algorithm) -> R
     Ok(hasher.finish())
 }
 
-/// Puts the outputs that are not valid yet in their places and registers them, all or none. The caller holds their locks.
+/// Puts the outputs that are not valid yet in their places, signs and registers them, all or none. The caller holds their
+/// locks.
 ///
 /// # Errors
 /// What the file system or the store says.
@@ -183,6 +185,7 @@ pub fn register(
     from: BorrowedFd<'_>,
     derivation: &StorePath,
     taken: &BTreeMap<String, Taken>,
+    upkeep: &Upkeep,
 ) -> Result<(), String> {
     let mut registrations = Vec::new();
     for one in taken.values() {
@@ -190,13 +193,14 @@ pub fn register(
             continue;
         }
         store.move_files(from, one.path.as_str().as_ref(), &one.path).map_err(|error| error.to_string())?;
-        let info = PathInfo {
+        let mut info = PathInfo {
             references: one.references.clone(),
             deriver: Some(derivation.clone()),
             ultimate: true,
             content_address: one.content_address.clone(),
             ..PathInfo::new(one.path.clone(), one.nar_hash, one.nar_size)
         };
+        upkeep.sign(store, &mut info);
         registrations.push(Registration::from(info));
     }
     store.register(&registrations).map_err(|error| error.to_string())

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use anchorhold_sandbox::quantity::{Duration, Size};
 use anchorhold_sandbox::room::{Limits, Network};
 
+use super::hooks::Hooks;
 use super::room::{Grants, SandboxPath};
+use super::upkeep::Upkeep;
 use crate::derivation::Derivation;
 use crate::derivation::options::Options;
 
@@ -56,6 +58,12 @@ pub struct Policy {
     pub keep_failed: bool,
     /// How many lines of a failed build's log are repeated.
     pub log_lines: usize,
+    /// The group whose members builds run as; without one each build of root's has an id of its own.
+    pub build_users_group: Option<String>,
+    /// The operator's programs around a build.
+    pub hooks: Hooks,
+    /// What is done to the store around builds.
+    pub upkeep: Upkeep,
 }
 
 /// Why this machine does not do a build.

@@ -10,15 +10,17 @@ use anchorhold_sandbox::ids::Reservation;
 use anchorhold_sandbox::outcome::End;
 use anchorhold_sandbox::room::Outside;
 
+use super::build_users::BuildUser;
 use super::environment::{self, BuilderInput};
 use super::launcher::{Ended, FailureKind, Report, Worker};
 use super::log::{LogWriter, Written};
 use super::policy::Policy;
 use super::reference_graph::{Inputs, PathFacts};
 use super::result::{BuildResult, Status};
-use super::room::{Parts, ScratchPaths, room};
+use super::room::{Parts, SandboxPath, ScratchPaths, room};
 use super::scratch::{self, Scratch};
 use super::telling::Telling;
+use super::upkeep::Space;
 use super::{builtin, checks, failure, keep, outputs, record};
 use crate::derivation::options::Options;
 use crate::derivation::{Derivation, Kind};
@@ -43,6 +45,8 @@ pub struct Realiser<'a> {
     pub telling: &'a Telling<'a>,
     /// Whether outputs that are there are built again and compared.
     pub check: bool,
+    /// What the collector last left free.
+    pub space: Space,
 }
 
 /// What one thread that builds keeps from build to build.
@@ -58,12 +62,17 @@ enum Ids {
     Myself,
     /// One that no other room has.
     Reserved(Reservation),
+    /// A user of the host that no other build has.
+    Member(BuildUser),
 }
 
 impl Ids {
-    fn take() -> Result<Self, String> {
+    fn take(policy: &Policy) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Self::Myself);
+        }
+        if let Some(group) = &policy.build_users_group {
+            return BuildUser::take(group).map(Self::Member).map_err(|error| error.to_string());
         }
         match &Host::probe(Wanted::default()).ids {
             Ok(pool) => Reservation::take(1, pool).map(Self::Reserved).map_err(|trouble| trouble.to_string()),
@@ -76,6 +85,7 @@ impl Ids {
         match self {
             Self::Myself => Outside::Auto,
             Self::Reserved(held) => Outside::User { uid: held.first, gid: held.first },
+            Self::Member(user) => Outside::User { uid: user.uid, gid: user.gid },
         }
     }
 
@@ -83,6 +93,7 @@ impl Ids {
         match self {
             Self::Myself => None,
             Self::Reserved(held) => Some((held.first, held.first)),
+            Self::Member(user) => Some((user.uid, user.gid)),
         }
     }
 }
@@ -161,7 +172,7 @@ pub fn known_outputs(derivation: &Derivation) -> BTreeMap<String, StorePath> {
 
 impl Attempt<'_> {
     fn run(&mut self, slot: &mut Slot) -> Result<Status, Stopped> {
-        let Realiser { store, policy, telling, check } = *self.realiser;
+        let Realiser { store, policy, telling, check, ref space } = *self.realiser;
         let derivation = self.derivation;
         match derivation.kind().map_err(Stopped::rejected)? {
             Kind::InputAddressed | Kind::Fixed => {}
@@ -202,9 +213,18 @@ impl Attempt<'_> {
             store.add_temp_root(path).map_err(Stopped::misc)?;
         }
         let inputs = self.inputs()?;
+        policy
+            .upkeep
+            .make_space(store, space, &mut |line| telling.notice(line))
+            .unwrap_or_else(|error| telling.warn(&format!("garbage could not be collected: {error}")));
+        let drv_path = store.dir().display(self.path);
+        let extra_paths = policy
+            .hooks
+            .before(&drv_path, &store.real_dir(), &mut |line| telling.notice(&format!("pre-build-hook: {line}")))
+            .map_err(Stopped::misc)?;
         let ids = match &slot.ids {
             Some(ids) => ids,
-            None => slot.ids.insert(Ids::take().map_err(Stopped::misc)?),
+            None => slot.ids.insert(Ids::take(policy).map_err(Stopped::misc)?),
         };
         let scratch = Scratch::create(&policy.builds, ids.owner()).map_err(|error| self.disk(&error))?;
         let settings = environment::Settings {
@@ -233,7 +253,7 @@ impl Attempt<'_> {
             builtin::run(derivation, &scratch)
                 .map_err(|why| Stopped::new(Status::PermanentFailure, format!("failed: {why}")))?;
         } else {
-            self.run_builder(slot, &scratch, &inputs, grants, command)?;
+            self.run_builder(slot, &scratch, &inputs, extra_paths, grants, command)?;
         }
 
         let left = scratch.open("store").map_err(Stopped::misc)?;
@@ -254,7 +274,21 @@ impl Attempt<'_> {
                 return Err(Stopped::new(Status::NotDeterministic, story));
             }
         } else {
-            outputs::register(store, left.as_fd(), self.path, &taken).map_err(|why| self.disk(&why))?;
+            outputs::register(store, left.as_fd(), self.path, &taken, &policy.upkeep).map_err(|why| self.disk(&why))?;
+            policy
+                .upkeep
+                .optimise(store, wanted.values(), &mut |line| telling.warn(line))
+                .unwrap_or_else(|error| telling.warn(&format!("new outputs could not be optimised: {error}")));
+            let outputs: Vec<_> = wanted.values().map(|path| store.dir().display(path)).collect();
+            policy
+                .hooks
+                .after(&drv_path, &outputs, store.root(), &mut |line| {
+                    telling.notice(&format!("post-build-hook: {line}"));
+                })
+                .map_err(|error| {
+                    let message = format!("was built and its outputs are valid, but {error}");
+                    Stopped::new(Status::MiscFailure, message)
+                })?;
         }
         drop(locks);
         Ok(Status::Built)
@@ -266,6 +300,7 @@ impl Attempt<'_> {
         slot: &mut Slot,
         scratch: &Scratch,
         inputs: &[StorePath],
+        extra_paths: Vec<SandboxPath>,
         grants: super::room::Grants,
         command: BuilderInput,
     ) -> Result<(), Stopped> {
@@ -281,7 +316,7 @@ impl Attempt<'_> {
             inputs,
             scratch: ScratchPaths { store: &store_dir, build: &build_dir, tmp: &tmp_dir },
             build_dir: &policy.build_dir,
-            sandbox_paths: &policy.sandbox_paths,
+            sandbox_paths: &[policy.sandbox_paths.as_slice(), &extra_paths].concat(),
             shm_size: policy.shm_size,
             grants,
             fetch: policy.fetch.clone(),

@@ -79,6 +79,11 @@ impl<'a> Telling<'a> {
         self.reporter.report(Event::Finished { id: build.id, ending: &ending, duration: took });
     }
 
+    /// Something that a person may want to read.
+    pub fn notice(&self, text: &str) {
+        self.reporter.report(Event::Message { level: Level::Notice, text });
+    }
+
     /// Something that a person should know.
     pub fn warn(&self, text: &str) {
         self.reporter.report(Event::Message { level: Level::Warn, text });

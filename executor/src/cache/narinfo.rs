@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::{CacheError, Compression, PublicKey, SecretKey, Signature};
 use crate::hash::{Algorithm, Hash};
+use crate::store::PathInfo;
 use crate::store_path::{StoreDir, StorePath};
 
 /// Longest text that is read: a path with ten thousand references still fits.
@@ -115,8 +116,9 @@ impl NarInfo {
 
     /// The text that is signed: the path, its archive's hash and size, its references.
     pub fn fingerprint(&self, store: &StoreDir) -> String {
-        let references: Vec<_> = self.references.iter().map(|path| store.display(path)).collect();
-        format!("1;{};{};{};{}", store.display(&self.path), self.nar_hash, self.nar_size, references.join(","))
+        let mut info = PathInfo::new(self.path.clone(), self.nar_hash, self.nar_size);
+        info.references.clone_from(&self.references);
+        info.fingerprint(store)
     }
 
     /// Adds the signature of `key`, unless it is there.

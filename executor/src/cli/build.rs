@@ -6,12 +6,15 @@ use std::process::ExitCode;
 
 use anchorhold::build::call::{self, Request};
 use anchorhold::build::graph::Wanted;
+use anchorhold::build::hooks::Hooks;
 use anchorhold::build::policy::{self, Policy};
 use anchorhold::build::result::{self, BuildResult};
 use anchorhold::build::room::SandboxPath;
+use anchorhold::build::upkeep::Upkeep;
+use anchorhold::cache::SecretKey;
 use anchorhold::config::settings::{MaxJobs, Network, Sandbox, Settings};
 use anchorhold::progress::{self, Level, LogFormat};
-use anchorhold::store::{Access, Store};
+use anchorhold::store::{Access, GcPolicy, Store};
 use anchorhold_sandbox::quantity::{Duration, Size};
 use anchorhold_sandbox::room::{Network as RoomNetwork, NetworkMode};
 use clap::Args;
@@ -120,7 +123,7 @@ fn build(options: &BuildOptions) -> Result<u8, Failure> {
         check: options.check,
     };
     let reporter = progress::on_stderr(options.log_format, Level::Notice);
-    let policy = policy(options, &settings, &store);
+    let policy = policy(options, &settings, &store)?;
     let results = call::build(&store, &policy, &request, &*reporter)?;
     drop(reporter);
     if options.json {
@@ -169,14 +172,14 @@ pub(super) fn target(store: &Store, text: &str) -> Result<Wanted, Failure> {
 }
 
 /// What the settings say, and the command line instead of them.
-fn policy(options: &BuildOptions, settings: &Settings, store: &Store) -> Policy {
+fn policy(options: &BuildOptions, settings: &Settings, store: &Store) -> Result<Policy, Failure> {
     let time = |time: std::time::Duration| Duration(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     let mut features: BTreeSet<String> = settings.system_features.iter().cloned().collect();
     // A word alone gives nobody a device: a build that requires it would find out in the middle of its work.
     if features.contains(policy::KVM) && anchorhold_sandbox::kvm::probe(rustix::process::geteuid().is_root()).is_err() {
         features.remove(policy::KVM);
     }
-    Policy {
+    Ok(Policy {
         system: settings.system.clone(),
         extra_platforms: settings.extra_platforms.iter().cloned().collect(),
         features,
@@ -205,5 +208,23 @@ fn policy(options: &BuildOptions, settings: &Settings, store: &Store) -> Policy 
         impure_environment: settings.impure_env.clone(),
         keep_failed: options.keep_failed || settings.keep_failed,
         log_lines: settings.log_lines,
-    }
+        build_users_group: settings.build_users_group.clone(),
+        hooks: Hooks { pre_build: settings.pre_build_hook.clone(), post_build: settings.post_build_hook.clone() },
+        upkeep: Upkeep {
+            keys: settings.secret_key_files.iter().map(|file| secret_key(file)).collect::<Result<_, _>>()?,
+            optimise: settings.auto_optimise_store,
+            min_free: settings.min_free,
+            max_free: settings.max_free,
+            collect: GcPolicy {
+                keep_derivations: settings.keep_derivations,
+                keep_outputs: settings.keep_outputs,
+                runtime_roots: true,
+            },
+        },
+    })
+}
+
+fn secret_key(file: &Path) -> Result<SecretKey, Failure> {
+    let failed = |why: &dyn std::fmt::Display| Failure(format!("the secret key {}: {why}", file.display()));
+    std::fs::read_to_string(file).map_err(|error| failed(&error))?.parse().map_err(|error| failed(&error))
 }

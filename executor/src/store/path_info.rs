@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::hash::Hash;
-use crate::store_path::StorePath;
+use crate::store_path::{StoreDir, StorePath};
 
 /// What a store knows of a valid path. Source: `ValidPathInfo` in `src/libstore/path-info.hh` of Nix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,12 @@ impl PathInfo {
             signatures: BTreeSet::new(),
             content_address: None,
         }
+    }
+
+    /// The text that signatures vouch for: the path, its archive's hash and size, its references.
+    pub fn fingerprint(&self, dir: &StoreDir) -> String {
+        let references: Vec<_> = self.references.iter().map(|path| dir.display(path)).collect();
+        format!("1;{};{};{};{}", dir.display(&self.path), self.nar_hash, self.nar_size, references.join(","))
     }
 }
 
