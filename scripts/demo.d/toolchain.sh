@@ -43,6 +43,7 @@ alias_of sh bash
 alias_of awk gawk
 alias_of cc gcc
 alias_of c++ g++
+alias_of which which.debianutils
 
 # patchelf and what it needs aside: it could not write to a program that runs, and that is itself among them.
 libraries=$(dirname "$(find usr/lib -name libc.so.6 | head -n 1)")
@@ -56,6 +57,7 @@ for name in libc.so.6 libm.so.6 libgcc_s.so.1 libstdc++.so.6; do
 done
 patchelf() { "$aside/ld.so" --library-path "$aside" "$aside/patchelf" "$@"; }
 run_path=$out/$libraries
+interpreter=$(patchelf --print-interpreter usr/bin/patchelf)
 
 echo "programs and libraries: the loader and the libraries of the store"
 # The pattern only narrows the search: the magic number must be at the very beginning.
@@ -73,7 +75,7 @@ while read -r file; do
         fi
         ;;
     *)
-        if interpreter=$(patchelf --print-interpreter "$file" 2>/dev/null); then
+        if patchelf --print-interpreter "$file" >/dev/null 2>&1; then
             patchelf --set-interpreter "$out$interpreter" --set-rpath "$run_path" "$file"
             programs=$((programs + 1))
         fi
@@ -86,26 +88,40 @@ echo "scripts: the interpreter of the store"
 find usr/bin usr/sbin usr/lib/gcc* -type f -perm -100 -exec grep -lE '^#! ?/' {} + | while read -r file; do
     first=$(head -n 1 "$file" | tr -d '\000')
     case $first in '#!'*) ;; *) continue ;; esac
-    interpreter=$(echo "$first" | sed 's/^#! *//; s/ .*//')
-    if [ -e "$out$interpreter" ]; then
+    program=$(echo "$first" | sed 's/^#! *//; s/ .*//')
+    if [ -e "$out$program" ]; then
         sed -i "1s|^#! *|#!$out|" "$file"
     fi
 done
 
-# The compiler reads this file before every run. It finds its own parts beside itself.
+# The compiler reads this file before every run; it must be whole, so its own specs come first. It finds its own parts
+# beside itself. --sysroot leads it to the headers, and the linker's scripts to the libraries.
 for directory in usr/lib/gcc/*/*/; do
-    [ -e "${directory}crtbegin.o" ] || continue
-    interpreter=$(find lib64 usr/lib -maxdepth 1 -name 'ld-linux*.so.*' -o -maxdepth 1 -name 'ld64.so.*' | head -n 1)
-    echo "compiler: ${directory%/} compiles and links for $out"
-    cat >"${directory}specs" <<SPECS
+    compiler=usr/bin/gcc-$(basename "$directory")
+    [ -e "$compiler" ] || continue
+    echo "compiler: $compiler compiles and links for the store"
+    "./$compiler" -dumpspecs >"$NIX_BUILD_TOP/specs"
+    cat - >>"$NIX_BUILD_TOP/specs" <<SPECS
 *self_spec:
 + %{!-sysroot=*:--sysroot=$out}
 
 *link:
-+ %{!static:%{!static-pie:%{!shared:%{!r:-dynamic-linker $out/$interpreter}} -rpath $run_path}}
++ --sysroot=%R %{!static:%{!static-pie:%{!shared:%{!r:-dynamic-linker $out$interpreter}} %{!r:-rpath $run_path}}}
 
 SPECS
+    mv "$NIX_BUILD_TOP/specs" "${directory}specs"
     for name in as ld; do
         ln -s "$out/usr/bin/$name" "$directory$name"
     done
 done
+
+# Two programs that have paths of a whole system built in.
+if [ -e usr/bin/file ] && [ -e usr/lib/file/magic.mgc ]; then
+    mv usr/bin/file usr/lib/file/file
+    printf '#!%s/bin/sh\nMAGIC=${MAGIC-%s} exec %s "$@"\n' "$out" "$out/usr/lib/file/magic.mgc" "$out/usr/lib/file/file" \
+        >usr/bin/file
+    chmod 755 usr/bin/file
+fi
+if [ -e usr/bin/ldd ]; then
+    sed -i "s|^RTLDLIST=.*|RTLDLIST=$out$interpreter|" usr/bin/ldd
+fi
