@@ -1,5 +1,7 @@
+#!/bin/bash
 # Builds GNU Hello, the way its own INSTALL says. In the environment: toolchain, src, out.
 set -eu
+: "${toolchain:?}" "${src:?}" "${out:?}"
 
 export PATH=$toolchain/bin
 # /bin/sh is the configuration's; these make everything use the tool chain's shell.

@@ -68,34 +68,40 @@ class Store:
         return self.run("store", "add", "--name", name, path).strip()
 
     def add_derivations(self, derivations):
-        """Puts them into the store; their paths and those of their outputs, in order."""
-        if not derivations:
-            return []
+        """Puts them into the store; their paths, in order."""
         with tempfile.TemporaryDirectory() as directory:
-            files = []
-            for number, one in enumerate(derivations):
-                files.append(Path(directory, f"{number}.json"))
-                files[-1].write_text(json.dumps(one))
-            paths = self.run("derivation", "add", *files).split()
-        return [(path, output) for path in paths for output in self.run("store", "query", "--outputs", path).split()]
+            files = [Path(directory, f"{number}.json") for number in range(len(derivations))]
+            for file, one in zip(files, derivations):
+                file.write_text(json.dumps(one))
+            return self.run("derivation", "add", *files).split()
 
-    def is_valid(self, path):
-        if not (self.root / path.lstrip("/")).exists():
-            return False
-        try:
-            self.run("store", "path-info", path, stderr=subprocess.DEVNULL)
-        except StoreError:
-            return False
-        return True
+    def outputs(self, path):
+        """The output paths of a derivation."""
+        return self.run("store", "query", "--outputs", path).split()
 
     def build(self, path, *options):
-        """Builds a derivation; progress is shown on standard error. What it printed."""
-        return self.run("build", path, *options)
+        """Builds a derivation. Progress is shown on standard error."""
+        self.run("build", path, *options)
 
     def keep(self, name, path):
-        """Makes a root, so that the collector leaves the path alone."""
-        link = self.root / "nix/var/nix/gcroots" / name
+        """Makes a root of this name, so that the collector leaves the path alone."""
+        link = self.root_link(name)
         link.parent.mkdir(parents=True, exist_ok=True)
         aside = link.with_name(f"{name}.{os.getpid()}")
         aside.symlink_to(path)
         aside.replace(link)
+
+    def kept(self, name):
+        """What the root of this name keeps, if it is there and valid."""
+        link = self.root_link(name)
+        if not link.is_symlink():
+            return None
+        path = str(link.readlink())
+        try:
+            self.run("store", "path-info", path, stderr=subprocess.DEVNULL)
+        except StoreError:
+            return None
+        return path
+
+    def root_link(self, name):
+        return self.root / "nix/var/nix/gcroots" / name

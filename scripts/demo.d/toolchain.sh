@@ -1,8 +1,10 @@
+#!/bin/sh
 # Makes a tool chain of Debian packages that lives in the store, at $out. The builder is busybox, and nothing of the
 # packages is run before it has been unpacked here: no maintainer script, ever.
 #
 # In the environment: debs (the package files), out.
 set -eu
+: "${debs:?}" "${out:?}"
 
 mkdir -p "$out/usr/bin" "$out/usr/sbin" "$out/usr/lib" "$out/usr/lib64"
 # Packages still name both /bin and /usr/bin. Links that are there before them make one of the two.
@@ -10,6 +12,7 @@ for name in bin sbin lib lib64; do
     ln -s "usr/$name" "$out/$name"
 done
 
+# shellcheck disable=SC2086 # one word for each package: store paths hold no blanks
 set -- $debs
 echo "unpacking $# packages"
 for deb; do
@@ -118,6 +121,7 @@ done
 # Two programs that have paths of a whole system built in.
 if [ -e usr/bin/file ] && [ -e usr/lib/file/magic.mgc ]; then
     mv usr/bin/file usr/lib/file/file
+    # shellcheck disable=SC2016 # the dollars are the script's
     printf '#!%s/bin/sh\nMAGIC=${MAGIC-%s} exec %s "$@"\n' "$out" "$out/usr/lib/file/magic.mgc" "$out/usr/lib/file/file" \
         >usr/bin/file
     chmod 755 usr/bin/file
