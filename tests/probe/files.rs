@@ -29,6 +29,7 @@ pub fn answer(words: &[&str]) -> Option<Answer> {
             done(utimensat(AT_FDCWD, path, &now, &now, flags))
         }
         ["unlink", path] => done(fs::remove_file(path)),
+        ["set-attribute", path, name] => set_attribute(path, name),
         ["mkdir", path] => done(fs::create_dir(path)),
         ["rename", from, to] => done(fs::rename(from, to)),
         ["link", from, to] => done(fs::hard_link(from, to)),
@@ -53,6 +54,13 @@ fn create(path: &str, mode: u32) -> Answer {
     nix::sys::stat::umask(Mode::empty());
     let made = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
     done(made)
+}
+
+fn set_attribute(path: &str, name: &str) -> Answer {
+    let text = |text| std::ffi::CString::new(text).map_err(|_| nix::errno::Errno::EINVAL);
+    let (path, name) = (text(path)?, text(name)?);
+    // SAFETY: both texts end in a zero, and the value is as long as is said.
+    done(nix::errno::Errno::result(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), [b'x'].as_ptr().cast(), 1, 0) }))
 }
 
 /// Kind, mode, owner and, of a device or a link, what it stands for.

@@ -19,21 +19,23 @@ pub const BUILD: &str = "build";
 pub const ROOM: &str = "room.json";
 
 /// Copies what a failed build left in its build directory to a new directory of ours below the directory for temporary files.
-/// A copy, taken like an output: a builder's own files may be set-id, linked or still open elsewhere.
+/// A copy, taken like an output: a builder's own files may be set-id, linked or still open elsewhere. What no copy can be made of, such as
+/// a socket that a server left, is left out: where it is kept, and what was left out.
 ///
 /// # Errors
 /// What the file system says; then nothing is kept.
-pub fn keep(scratch: &Scratch, derivation: &Derivation, room: &Room) -> io::Result<PathBuf> {
+pub fn keep(scratch: &Scratch, derivation: &Derivation, room: &Room) -> io::Result<(PathBuf, Vec<String>)> {
     let kept = make_directory(&std::env::temp_dir(), &derivation.name)?;
     let copied = (|| {
         let from = scratch.open(".")?;
         let into = std::fs::File::open(&kept)?;
-        tree::copy(from.as_fd(), "build".as_ref(), into.as_fd(), BUILD.as_ref()).map_err(io::Error::other)?;
+        let left_out =
+            tree::salvage(from.as_fd(), "build".as_ref(), into.as_fd(), BUILD.as_ref()).map_err(io::Error::other)?;
         std::fs::write(kept.join(ROOM), serde_json::to_vec_pretty(room)?)?;
-        Ok(())
+        Ok(left_out)
     })();
     match copied {
-        Ok(()) => Ok(kept),
+        Ok(left_out) => Ok((kept, left_out)),
         Err(error) => {
             let _ = std::fs::remove_dir_all(&kept);
             Err(error)

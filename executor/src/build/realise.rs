@@ -371,7 +371,12 @@ impl Attempt<'_> {
             Some(stopped) => {
                 if policy.keep_failed {
                     match keep::keep(scratch, self.derivation, &room) {
-                        Ok(kept) => self.result.kept = Some(kept),
+                        Ok((kept, left_out)) => {
+                            self.result.kept = Some(kept);
+                            for file in left_out {
+                                telling.warn(&format!("the kept build is without {file}"));
+                            }
+                        }
                         Err(error) => telling.warn(&format!("the failed build could not be kept: {error}")),
                     }
                 }

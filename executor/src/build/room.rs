@@ -1,10 +1,11 @@
 //! The room of a build, as a pure function of what the build is and what policy allows.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use anchorhold_sandbox::Room;
+use anchorhold_sandbox::{Layer, Room};
 use anchorhold_sandbox::quantity::Size;
 use anchorhold_sandbox::room::{
     Devices, Entry, Identity, Limits, Network, NetworkMode, Output, Outside, Personality, Process, Profile,
@@ -121,12 +122,20 @@ pub fn room(parts: Parts<'_>) -> Room {
             .iter()
             .map(|input| read_only(store_dir.join(input.as_str()), parts.real_store.join(input.as_str()), false)),
     );
+    // Where the host's own files stand, nothing can be put over them.
+    let is_hosts = |path: &&SandboxPath| parts.grants.no_room && HOST.iter().any(|host| path.inside.starts_with(host));
     mounts.extend(
-        parts.sandbox_paths.iter().map(|path| read_only(path.inside.clone(), path.outside.clone(), path.optional)),
+        parts
+            .sandbox_paths
+            .iter()
+            .filter(|path| !is_hosts(path))
+            .map(|path| read_only(path.inside.clone(), path.outside.clone(), path.optional)),
     );
     if parts.grants.no_room {
         mounts.extend(HOST.iter().map(|path| read_only(path.into(), path.into(), true)));
     }
+    // The host's own stands there then.
+    let without = if parts.grants.no_room { [Layer::Etc].into() } else { BTreeSet::new() };
     let text = |bytes: Vec<u8>| Text(OsString::from_vec(bytes));
     let mut arguments = parts.command.arguments.into_iter().map(text);
     let profile = match parts.grants {
@@ -136,6 +145,7 @@ pub fn room(parts: Parts<'_>) -> Room {
     };
     Room {
         profile,
+        without,
         identity: Identity { home: build_dir.to_owned(), outside: parts.outside, ..Identity::default() },
         mounts,
         devices: Devices { kvm: parts.grants.kvm, shm_size: parts.shm_size },

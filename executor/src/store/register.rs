@@ -1,12 +1,16 @@
 //! Changes of the database: paths become valid, and stop to be.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, params};
+use rustix::fs::OFlags;
 
 use super::query::{path_id, referrers};
 use super::{PathInfo, Registration, Store, StoreError};
+use crate::derivation::{EXTENSION, aterm};
 use crate::hash::{Algorithm, Hash};
 use crate::store_path::StorePath;
 
@@ -36,7 +40,8 @@ impl Store {
                     }
                     None => self.insert(connection, info, now).map_err(error)?,
                 };
-                for (name, output) in &registration.outputs {
+                let found = if registration.outputs.is_empty() { self.outputs_in(&info.path) } else { BTreeMap::new() };
+                for (name, output) in registration.outputs.iter().chain(&found) {
                     connection
                         .prepare_cached("insert or replace into DerivationOutputs (drv, id, path) values (?1, ?2, ?3)")
                         .and_then(|mut statement| statement.execute(params![id, name, dir.display(output)]))
@@ -71,6 +76,18 @@ impl Store {
             }
             Ok(())
         })
+    }
+
+    /// The outputs that a derivation's own file names: whoever hands over a path does not always say. A file that is no derivation has none.
+    fn outputs_in(&self, path: &StorePath) -> BTreeMap<String, StorePath> {
+        let Some(name) = path.name().strip_suffix(EXTENSION) else { return BTreeMap::new() };
+        let mut bytes = Vec::new();
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+        let file = std::fs::File::options().read(true).custom_flags(flags).open(self.real_path(path));
+        let read = file.and_then(|file| file.take(aterm::MAX_LEN as u64 + 1).read_to_end(&mut bytes));
+        let derivation = read.ok().and_then(|_| aterm::read(&bytes, name, &self.dir).ok());
+        let outputs = derivation.into_iter().flat_map(|derivation| derivation.outputs);
+        outputs.filter_map(|(name, output)| Some((name, output.path()?.clone()))).collect()
     }
 
     /// Makes paths invalid, all of them or none; the files are left to the caller. Paths that are not valid are passed over.

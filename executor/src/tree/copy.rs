@@ -23,8 +23,34 @@ use crate::nar::kind_in_words;
 /// Something that is neither file, directory nor symlink; `new_name` exists; what the kernel says. What was copied until
 /// then is removed.
 pub fn copy(from: BorrowedFd<'_>, name: &OsStr, to: BorrowedFd<'_>, new_name: &OsStr) -> Result<(), TreeError> {
+    copy_or_remove(from, name, to, new_name, None)
+}
+
+/// As [`copy`], for a tree that is only to be looked at: what can be neither kept nor read is left out, and is the answer. The original
+/// is opened up where its owner has shut it.
+///
+/// # Errors
+/// `new_name` exists; what the kernel says. What was copied until then is removed.
+pub fn salvage(
+    from: BorrowedFd<'_>,
+    name: &OsStr,
+    to: BorrowedFd<'_>,
+    new_name: &OsStr,
+) -> Result<Vec<String>, TreeError> {
+    let mut left_out = Vec::new();
+    copy_or_remove(from, name, to, new_name, Some(&mut left_out))?;
+    Ok(left_out)
+}
+
+fn copy_or_remove(
+    from: BorrowedFd<'_>,
+    name: &OsStr,
+    to: BorrowedFd<'_>,
+    new_name: &OsStr,
+    left_out: Option<&mut Vec<String>>,
+) -> Result<(), TreeError> {
     let mut made = false;
-    let result = copy_nodes(from, name, to, new_name, &mut made);
+    let result = copy_nodes(from, name, to, new_name, &mut made, left_out);
     if result.is_err() && made {
         // The first error is the one to report.
         let _ = super::remove(to, new_name);
@@ -44,6 +70,7 @@ fn copy_nodes(
     to: BorrowedFd<'_>,
     new_name: &OsStr,
     made: &mut bool,
+    mut left_out: Option<&mut Vec<String>>,
 ) -> Result<(), TreeError> {
     let (name, new_name) = (single_name(name)?, single_name(new_name)?);
     let mut source: Descent<Level> = Descent::new();
@@ -54,7 +81,14 @@ fn copy_nodes(
             let new_name = if source.depth() == 0 { new_name.clone() } else { name.clone() };
             let (here, there) = (source.current().unwrap_or(from), target.current().unwrap_or(to));
             let node = Node { walk: &source, here, there, name: &name, new_name: &new_name };
-            if let Some((original, copied, level)) = node.copy(made)? {
+            let copied = match (node.copy(made, left_out.is_some()), &mut left_out) {
+                (Err(TreeError::Kind { path, kind }), Some(left_out)) => {
+                    left_out.push(format!("‘{path}’, {kind}"));
+                    None
+                }
+                (copied, _) => copied?,
+            };
+            if let Some((original, copied, level)) = copied {
                 source.enter(original, name, level).map_err(TreeError::lost)?;
                 target.enter(copied, new_name, ()).map_err(TreeError::lost)?;
             }
@@ -88,7 +122,7 @@ impl Node<'_> {
     }
 
     /// Copies a node: a whole one if it is a file or a symlink. A directory is only begun, and both are given back.
-    fn copy(&self, made: &mut bool) -> Result<Option<(OwnedFd, OwnedFd, Level)>, TreeError> {
+    fn copy(&self, made: &mut bool, open_up: bool) -> Result<Option<(OwnedFd, OwnedFd, Level)>, TreeError> {
         let handle = open_handle(self.here, self.name).map_err(self.failed("examine"))?;
         let stat = fstat(&handle).map_err(self.failed("examine"))?;
         let times = Timestamps {
@@ -96,7 +130,12 @@ impl Node<'_> {
             last_modification: rustix::fs::Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
         };
         let mode = Mode::from_raw_mode(stat.st_mode & 0o777);
-        match FileType::from_raw_mode(stat.st_mode) {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if open_up && matches!(kind, FileType::Directory | FileType::RegularFile) && stat.st_mode & 0o500 != 0o500 {
+            // Its owner may; where it is somebody else's, opening it says what is wrong.
+            let _ = rustix::fs::chmod(procfs_name(handle.as_fd()), Mode::RWXU);
+        }
+        match kind {
             FileType::Directory => {
                 let original = open_directory(self.here, self.name).map_err(self.failed("open the directory"))?;
                 let listed = entries(original.as_fd())

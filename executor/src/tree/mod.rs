@@ -20,7 +20,7 @@ use rustix::fs::{FileType, Mode, OFlags, RenameFlags, chmod, fstat, open, rename
 use rustix::io::Errno;
 
 pub use canonicalise::{KEPT_ATTRIBUTES, OutsideLinks, Policy, canonicalise, canonicalise_all};
-pub use copy::copy;
+pub use copy::{copy, salvage};
 pub use remove::remove;
 
 /// Why a tree was not taken, copied, moved or removed.
