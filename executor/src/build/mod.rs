@@ -27,6 +27,8 @@ pub mod scratch;
 pub mod stored;
 pub mod structured_attributes;
 pub mod telling;
+pub mod tools;
+pub mod visit;
 
 #[cfg(test)]
 mod real_build;
