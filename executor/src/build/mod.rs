@@ -22,6 +22,7 @@ pub mod reference_graph;
 pub mod result;
 pub mod rewriting;
 pub mod room;
+pub mod running;
 pub mod scheduler;
 pub mod scratch;
 pub mod stored;

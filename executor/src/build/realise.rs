@@ -19,7 +19,7 @@ use super::result::{BuildResult, Status};
 use super::room::{Parts, ScratchPaths, room};
 use super::scratch::{self, Scratch};
 use super::telling::Telling;
-use super::{builtin, checks, failure, keep, outputs, record};
+use super::{builtin, checks, failure, keep, outputs, record, running};
 use crate::derivation::options::Options;
 use crate::derivation::{Derivation, Kind};
 use crate::progress::lines::{LineSplitter, Tail};
@@ -297,6 +297,9 @@ impl Attempt<'_> {
                 Worker::start().map_err(|error| Stopped::misc(format!("starting a launcher process: {error}")))?,
             ),
         };
+        if let Err(error) = running::announce(scratch, self.path, worker.id(), &room) {
+            telling.warn(&format!("visitors will not find the build of ‘{}’: {error}", self.path));
+        }
         let ran = worker.run(&room, &mut |bytes| {
             // The room keeps the limit of the log: nothing more than that comes.
             let _: Written = log.write(bytes).map_err(std::io::Error::other)?;
@@ -313,6 +316,12 @@ impl Attempt<'_> {
             }
         };
         log.finish().map_err(|error| self.disk(&error))?;
+        if running::was_visited(scratch) {
+            telling.warn(&format!(
+                "somebody was in the room of ‘{}’ by `anchorhold shell --running`: what it made need not be its builder's work alone",
+                self.path
+            ));
+        }
         lines.finish(|line| tail.push(line));
         self.result.last_lines = tail.lines().map(<[u8]>::to_vec).collect();
         let ended = match report {

@@ -10,6 +10,7 @@ use anchorhold_sandbox::room::{Entry, Limits, Output, Outside, Process, Stdin};
 
 use super::keep::{BUILD, Kept};
 use super::realise::Ids;
+use super::running::Running;
 use super::scratch::{self, Scratch};
 use super::tools::{INSIDE, Tools};
 use crate::store::Store;
@@ -173,6 +174,28 @@ fn room(
     }
     room.identity.outside = outside;
     room.limits = Limits { time: None, silence: None, output: None, ..room.limits };
+    room.process = tools.process(&room.process, command);
+    streams.put_into(&mut room.process);
+    room
+}
+
+/// The room of a build at work, for a visitor: what is done of it is only what makes their process one of the room's. The payload's
+/// supervisor answers for its limits and records its refusals; a visitor is no part of either.
+pub fn running_room(running: &Running, tools: &Tools, streams: Streams, command: &[OsString]) -> Room {
+    let mut room = running.room.clone();
+    room.identity.outside = Outside::User { uid: running.ids.0, gid: running.ids.1 };
+    room.seccomp.record = Some(false);
+    room.limits = Limits {
+        memory: None,
+        cpu: None,
+        cpu_weight: None,
+        io_weight: None,
+        account: false,
+        time: None,
+        silence: None,
+        output: None,
+        ..room.limits
+    };
     room.process = tools.process(&room.process, command);
     streams.put_into(&mut room.process);
     room

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anchorhold::build::keep::{self, Kept};
-use anchorhold::build::tools::{NoTools, Tools};
-use anchorhold::build::visit::{Streams, Visit};
+use anchorhold::build::running::{self, Running};
+use anchorhold::build::tools::{self, NoTools, Tools};
+use anchorhold::build::visit::{self, Streams, Visit};
 use anchorhold::build::{launcher, record};
 use anchorhold::store::{Access, Store};
 use anchorhold_sandbox::launcher::Options;
@@ -40,6 +41,14 @@ struct ShellOptions {
     #[arg(value_name = "BUILD")]
     build: Option<String>,
 
+    /// Enter a build that is running, named as above or by a process id; list these without a name
+    #[arg(long)]
+    running: bool,
+
+    /// Let the running build stand still until the shell ends
+    #[arg(long, requires = "running")]
+    freeze: bool,
+
     /// Tools to bring, instead of the host's static busybox: a directory of static programs, or a store path, with its closure
     #[arg(long, value_name = "DIR")]
     tools: Option<PathBuf>,
@@ -62,6 +71,9 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
 
 fn shell(options: &ShellOptions) -> Result<i32, Failure> {
     let Some(build) = &options.build else { return list(options) };
+    if options.running {
+        return if build == "list" { list(options) } else { enter_running(options, build) };
+    }
     let is_directory = Path::new(build).join(keep::ROOM).exists();
     let store = store(options, !is_directory)?;
     let kept = match &store {
@@ -128,6 +140,85 @@ fn enter_kept(options: &ShellOptions, store: Option<&Store>, kept: Kept) -> Resu
     Ok(outcome.end.exit_status())
 }
 
+/// Where builds are at work: the same place as for `anchorhold build`.
+fn builds(options: &ShellOptions, store: &Store) -> Result<PathBuf, Failure> {
+    let configured = options.config.load()?.settings().build_dir.clone();
+    Ok(configured.unwrap_or_else(|| store.state_dir().join("anchorhold/builds")))
+}
+
+fn running_builds(options: &ShellOptions, store: &Store) -> Result<Vec<Running>, Failure> {
+    let builds = builds(options, store)?;
+    running::list(&builds).map_err(|error| {
+        Failure(format!(
+            "looking for running builds in {}: {error}; only the user who builds and root may",
+            builds.display()
+        ))
+    })
+}
+
+fn enter_running(options: &ShellOptions, build: &str) -> Result<i32, Failure> {
+    let Some(store) = store(options, true)? else { return Ok(exit_status::NOT_STARTED) };
+    let mut found = running_builds(options, &store)?;
+    found.retain(|one| match build.parse::<i32>() {
+        Ok(pid) => one.resident.pid == pid || one.launcher == pid,
+        Err(_) => names(build, &one.derivation, &store),
+    });
+    let running = match found.as_slice() {
+        [running] => running,
+        [] => {
+            return Err(Failure(format!(
+                "no build called ‘{build}’ is running; `anchorhold shell --running` lists those that are"
+            )));
+        }
+        several => {
+            let names: Vec<_> =
+                several.iter().map(|one| format!("{} (process {})", one.derivation, one.resident.pid)).collect();
+            return Err(Failure(format!("‘{build}’ may be {}: name one by its process", names.join(", "))));
+        }
+    };
+    let tools = tools(options, Some(&store), &running.room.process.program)?;
+    if matches!(tools, Tools::Store { .. }) {
+        return Err(Failure(
+            "tools from a store cannot be brought into a running build: their closure would have to stand in its store; give a directory of static programs".to_owned(),
+        ));
+    }
+    let streams = streams();
+    let room = visit::running_room(running, &tools, streams, &options.command);
+    let brought = tempfile::Builder::new().prefix("anchorhold-visitor-").tempdir()?;
+    std::fs::set_permissions(brought.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let called = running.derivation.split_once('-').map_or(&*running.derivation, |(_, called)| called);
+    let prompt = visit::prompt_for(called.strip_suffix(".drv").unwrap_or(called), "running");
+    tools.lay_out(brought.path(), &running.room.process, &prompt)?;
+    let mut mounts = vec![(PathBuf::from(tools::INSIDE), brought.path().to_owned())];
+    mounts.extend(tools.mounts());
+    let plan = Plan::compile(&room, &launcher::host_for(&room))?;
+    running.mark_visited()?;
+    if options.command.is_empty() && streams == Streams::Terminal {
+        let stands = if options.freeze { "stands still until you leave" } else { "goes on; --freeze would stop it" };
+        complain(format_args!("in the room of the running build ‘{}’, which {stands}", running.derivation));
+    }
+    let visit = anchorhold_sandbox::launcher::Visit {
+        plan: &plan,
+        resident: running.resident,
+        brought: &mounts,
+        freeze: options.freeze,
+    };
+    let mut sink = OwnStreams::default();
+    match visit.run(&mut sink) {
+        Ok(visited) => {
+            if visited.room_ended && visited.end == End::Signaled(9) {
+                complain("the build has ended, and its room with it");
+            }
+            Ok(visited.end.exit_status())
+        }
+        Err(_) if sink.reader_gone => Ok(128 + 13),
+        Err(error) => {
+            complain(&error);
+            Ok(status_of(&error))
+        }
+    }
+}
+
 /// Where the last failure of a derivation was kept.
 fn kept_of(store: &Store, text: &str) -> Result<PathBuf, Failure> {
     let found = kept_builds(store, text)?;
@@ -166,10 +257,16 @@ pub(super) fn names(text: &str, name: &str, store: &Store) -> bool {
     name.starts_with(text) || called == text || called.strip_suffix(".drv") == Some(text)
 }
 
+/// What can be entered, a line each: the state, the derivation, and the process or the directory.
 fn list(options: &ShellOptions) -> Result<i32, Failure> {
     let Some(store) = store(options, true)? else { return Ok(0) };
-    for (name, kept) in kept_builds(&store, "")? {
-        println!("failed  {name}  {}", kept.display());
+    for one in running_builds(options, &store)? {
+        println!("running  {}  {}", one.derivation, one.resident.pid);
+    }
+    if !options.running {
+        for (name, kept) in kept_builds(&store, "")? {
+            println!("failed   {name}  {}", kept.display());
+        }
     }
     Ok(0)
 }
