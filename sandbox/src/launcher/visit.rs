@@ -33,7 +33,7 @@ use crate::layers::namespaces::Kind;
 use crate::layers::{Action, Layer, root};
 use crate::outcome::End;
 use crate::plan::{Place, Plan, Stage};
-use crate::room::Room;
+use crate::room::{Room, Stdin};
 use crate::site::{Site, Trouble};
 use crate::sys::process::{self, Forked, exit_now, fork_sibling, pidfd_signal};
 use crate::sys::{Kernel, MountFlags, Propagation, Sys, namespace};
@@ -75,22 +75,39 @@ impl Visit<'_> {
     ///
     /// # Errors
     /// See [`Error`]; the visitor's process was not started then.
-    pub fn run(self, sink: &mut dyn Sink) -> Result<Visited, Error> {
+    pub fn run(&self, sink: &mut dyn Sink) -> Result<Visited, Error> {
         let threads =
             process::thread_count().map_err(|error| Error::supervisor("counting this process's threads", error))?;
         if threads != 1 {
             return Err(Error::ManyThreads { threads });
         }
-        let begun = Instant::now();
         let doors = Doors::open(self.resident, &self.plan.room)?;
         // Before the freezer is forked: a signal that would end us ends the visit in its order.
-        let mut signals = Signals::take()?;
+        let signals = Signals::take()?;
         let frost = if self.freeze { Some(Frost::lay(Pid::from_raw(self.resident.pid), &doors.pidfd)?) } else { None };
         let kernel = Kernel::default();
         let no_pool = crate::ids::Pool { first: 0, stride: 0, slots: 0, locks: PathBuf::new() };
         let mut site = Site::new(&kernel, no_pool, doors.ids);
-        let (streams, mut pump) = Pump::make(&self.plan.room)?;
+        let (streams, pump) = Pump::make(&self.plan.room)?;
         site.streams = streams;
+        let feeder = match self.plan.room.process.stdin {
+            Stdin::Inherit => Some(Feeder::start(&mut site)?),
+            Stdin::Null => None,
+        };
+        let result = self.enter(doors, site, frost, (signals, pump), sink);
+        feeder.into_iter().for_each(Feeder::end);
+        result
+    }
+
+    fn enter(
+        &self,
+        doors: Doors,
+        mut site: Site<'_>,
+        frost: Option<Frost>,
+        (mut signals, mut pump): (Signals, Pump),
+        sink: &mut dyn Sink,
+    ) -> Result<Visited, Error> {
+        let begun = Instant::now();
         let (hatch, other) = Hatch::pair().map_err(|errno| Error::supervisor("making a socket pair", errno))?;
         let usher = match process::fork().map_err(|errno| Error::supervisor("forking", errno))? {
             Forked::Child => {
@@ -133,7 +150,7 @@ impl Visit<'_> {
             end_session(*first);
         }
         let finished = finish(self.plan, &mut visitor, watched);
-        let room_ended = pidfd_signal(resident.as_fd(), 0).is_err();
+        let room_ended = is_ending(Pid::from_raw(self.resident.pid), &resident);
         drop(frost);
         match hatch.receive::<Report>() {
             Ok(Some((Report::NoExec { errno }, _))) => Err(no_exec(self.plan, Errno::from_raw(errno))),
@@ -150,7 +167,12 @@ impl Visit<'_> {
         visitor: &mut Processes,
     ) -> Result<(), Error> {
         let listening = |errno| Error::supervisor("listening to the visitor's process", errno);
+        let mut ready = false;
         loop {
+            // Usher and visitor speak over one socket, each when it comes to it.
+            if let (true, Some((pid, _))) = (ready, &visitor.first) {
+                return is_bare(*pid, &self.plan.room, self.resident);
+            }
             wait_for_word(hatch, signals)?;
             let Some((report, descriptor)) = hatch.receive::<Report>().map_err(listening)? else {
                 return Err(Error::supervisor("entering the room: it ended meanwhile", Errno::ESRCH));
@@ -171,10 +193,7 @@ impl Visit<'_> {
                     return Err(failure(self.plan, step.min(self.plan.steps.len() - 1), &trouble).into());
                 }
                 Report::NotEntered { doing, errno } => return Err(Error::supervisor(doing, Errno::from_raw(errno))),
-                Report::Ready { .. } => {
-                    let Some((pid, _)) = &visitor.first else { return Err(listening(Errno::EBADMSG)) };
-                    return is_bare(*pid, &self.plan.room, self.resident);
-                }
+                Report::Ready { .. } => ready = true,
                 Report::NoExec { .. } | Report::Turn(_) | Report::Locked | Report::Bare => {
                     return Err(listening(Errno::EBADMSG));
                 }
@@ -283,6 +302,51 @@ fn hide() -> Result<(), Errno> {
 fn not_entered(hatch: &Hatch, doing: String, errno: Errno) -> ! {
     let _ = hatch.send(&Report::NotEntered { doing, errno: errno as i32 }, None);
     exit_now(1)
+}
+
+/// What hands the caller's standard input on through a pipe: a descriptor of a file of the host's would be one in the room, where the
+/// payload might come by it.
+struct Feeder {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+impl Feeder {
+    /// Starts it; its pipe becomes the visitor's standard input.
+    fn start(site: &mut Site<'_>) -> Result<Self, Error> {
+        let say = |errno: Errno| Error::supervisor("handing standard input on", errno);
+        let (theirs, ours) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(say)?;
+        match process::fork().map_err(say)? {
+            Forked::Child => {
+                let stdin = std::io::stdin();
+                process::reset_signals();
+                let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+                process::close_all_but(&[stdin.as_fd(), ours.as_fd()]);
+                let mut buffer = [0; 4096];
+                loop {
+                    match nix::unistd::read(stdin.as_fd(), &mut buffer) {
+                        Ok(length) if length > 0 => {
+                            // Nobody reads any more: then nothing is read either.
+                            if crate::sys::file::write_whole(ours.as_fd(), &buffer[..length]).is_err() {
+                                exit_now(0);
+                            }
+                        }
+                        Err(Errno::EINTR) => {}
+                        _ => exit_now(0),
+                    }
+                }
+            }
+            Forked::Parent { pid, pidfd } => {
+                site.streams.stdin = Some(theirs);
+                Ok(Self { pid, pidfd })
+            }
+        }
+    }
+
+    fn end(self) {
+        let _ = pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        let _ = process::wait(self.pid);
+    }
 }
 
 /// The ways into a room, held.
@@ -416,6 +480,15 @@ pub(super) fn stat_field(pid: Pid, number: usize) -> Option<String> {
     let stat = crate::sys::file::read_proc(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_ascii_whitespace().nth(number.checked_sub(3)?).map(str::to_owned)
+}
+
+/// Whether a process is on its way out, or gone. The first process of a room ends only when everybody in the room has ended and
+/// was waited for, visitors too: so it may be ending for a while.
+fn is_ending(pid: Pid, held: &OwnedFd) -> bool {
+    /// include/linux/sched.h
+    const PF_EXITING: u64 = 4;
+    let flags = stat_field(pid, 9).and_then(|flags| flags.parse::<u64>().ok());
+    flags.is_none_or(|flags| flags & PF_EXITING != 0) || pidfd_signal(held.as_fd(), 0).is_err()
 }
 
 /// Kills what a visitor left running: everything in the session that its process led.
