@@ -331,7 +331,7 @@ fn a_frozen_build_stands_still_and_goes_on_afterwards() {
     let Some(world) = World::new() else { return };
     let build = world.counting("frozen");
     let states =
-        "grep -h ^State /proc/[0-9]*/status; echo $(cat count); grep -h ^State /proc/1/status; echo $(cat count)";
+        "grep -h ^State /proc/[0-9]*/status; echo c$(cat count); grep -h ^State /proc/1/status; echo c$(cat count)";
     let said = world.said(&["shell", "--running", "--freeze", &build.derivation, "--", "sh", "-c", states]);
     let lines: Vec<_> = said.lines().collect();
     let [states @ .., before, state, after] = lines.as_slice() else { panic!("{said}") };
