@@ -3,11 +3,12 @@
 
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anchorhold_sandbox::Room;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::scratch::Scratch;
 use crate::derivation::Derivation;
@@ -56,11 +57,87 @@ fn make_directory(parent: &Path, name: &str) -> io::Result<PathBuf> {
     Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("too many kept builds in {}", parent.display())))
 }
 
-/// Reads the room of a kept build.
+/// A kept build, held: nobody else is in it.
+#[derive(Debug)]
+pub struct Kept {
+    /// Where it is, without links.
+    pub path: PathBuf,
+    /// Its directory, locked.
+    pub directory: OwnedFd,
+    /// The room that it was built in.
+    pub room: Room,
+}
+
+/// Why a kept build cannot be entered.
+#[derive(Debug, thiserror::Error)]
+pub enum KeptError {
+    /// A system call.
+    #[error("{doing} {path}: {source}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It is somebody else's, or others can write it: its room could name any of our files.
+    #[error(
+        "{path} belongs to user {owner} (mode {mode:04o}): a kept build is entered by the user that it was kept for, and its directory is writable for nobody else"
+    )]
+    NotOurs {
+        /// Where it is.
+        path: String,
+        /// Whose it is.
+        owner: u32,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Somebody is in it.
+    #[error("{0} is being visited already: one shell at a time can be in a kept build")]
+    Visited(String),
+    /// Its room cannot be read.
+    #[error("{path}/{ROOM} is damaged or of another version ({source}): build again with --keep-failed")]
+    Room {
+        /// Where it is.
+        path: String,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+}
+
+/// The longest room that is read: its environment is far below it.
+const MAX_ROOM: u64 = 64 << 20;
+
+/// Opens a kept build, for one visitor at a time.
 ///
 /// # Errors
-/// When there is none, or it is damaged.
-pub fn room(kept: &Path) -> io::Result<Room> {
-    let text = std::fs::read(kept.join(ROOM))?;
-    Ok(serde_json::from_slice(&text)?)
+/// When there is none, it is not ours, or somebody is in it.
+pub fn open(kept: &Path) -> Result<Kept, KeptError> {
+    let shown = kept.display().to_string();
+    let system = |doing| {
+        let path = shown.clone();
+        move |source: io::Error| KeptError::System { doing, path, source }
+    };
+    let path = kept.canonicalize().map_err(system("opening"))?;
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory =
+        rustix::fs::open(&path, flags, Mode::empty()).map_err(io::Error::from).map_err(system("opening"))?;
+    let found = rustix::fs::fstat(&directory).map_err(io::Error::from).map_err(system("looking at"))?;
+    if found.st_uid != rustix::process::geteuid().as_raw() || found.st_mode & 0o022 != 0 {
+        return Err(KeptError::NotOurs { path: shown, owner: found.st_uid, mode: found.st_mode & 0o7777 });
+    }
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(KeptError::Visited(shown)),
+        Err(errno) => return Err(system("locking")(errno.into())),
+    }
+    let file = rustix::fs::openat(&directory, ROOM, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        .map_err(io::Error::from)
+        .map_err(system("opening room.json in"))?;
+    let mut text = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(std::fs::File::from(file), MAX_ROOM), &mut text)
+        .map_err(system("reading room.json in"))?;
+    let room = serde_json::from_slice(&text).map_err(|source| KeptError::Room { path: shown, source })?;
+    Ok(Kept { path, directory, room })
 }

@@ -24,12 +24,15 @@ pub mod reference_graph;
 pub mod result;
 pub mod rewriting;
 pub mod room;
+pub mod running;
 pub mod scheduler;
 pub mod scratch;
 pub mod stored;
 pub mod structured_attributes;
 pub mod telling;
+pub mod tools;
 pub mod upkeep;
+pub mod visit;
 
 #[cfg(test)]
 mod real_build;

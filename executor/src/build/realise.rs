@@ -21,7 +21,7 @@ use super::room::{Parts, SandboxPath, ScratchPaths, room};
 use super::scratch::{self, Scratch};
 use super::telling::Telling;
 use super::upkeep::Space;
-use super::{builtin, checks, failure, keep, outputs, record};
+use super::{builtin, checks, failure, keep, outputs, record, running};
 use crate::derivation::options::Options;
 use crate::derivation::{Derivation, Kind};
 use crate::progress::lines::{LineSplitter, Tail};
@@ -57,7 +57,7 @@ pub struct Slot {
 }
 
 /// Whom a builder is outside its room.
-enum Ids {
+pub(super) enum Ids {
     /// The person who builds.
     Myself,
     /// One that no other room has.
@@ -67,11 +67,11 @@ enum Ids {
 }
 
 impl Ids {
-    fn take(policy: &Policy) -> Result<Self, String> {
+    pub(super) fn take(group: Option<&str>) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Self::Myself);
         }
-        if let Some(group) = &policy.build_users_group {
+        if let Some(group) = group {
             return BuildUser::take(group).map(Self::Member).map_err(|error| error.to_string());
         }
         match &Host::probe(Wanted::default()).ids {
@@ -81,7 +81,7 @@ impl Ids {
         }
     }
 
-    fn outside(&self) -> Outside {
+    pub(super) fn outside(&self) -> Outside {
         match self {
             Self::Myself => Outside::Auto,
             Self::Reserved(held) => Outside::User { uid: held.first, gid: held.first },
@@ -89,7 +89,7 @@ impl Ids {
         }
     }
 
-    fn owner(&self) -> scratch::Owner {
+    pub(super) fn owner(&self) -> scratch::Owner {
         match self {
             Self::Myself => None,
             Self::Reserved(held) => Some((held.first, held.first)),
@@ -224,7 +224,7 @@ impl Attempt<'_> {
             .map_err(Stopped::misc)?;
         let ids = match &slot.ids {
             Some(ids) => ids,
-            None => slot.ids.insert(Ids::take(policy).map_err(Stopped::misc)?),
+            None => slot.ids.insert(Ids::take(policy.build_users_group.as_deref()).map_err(Stopped::misc)?),
         };
         let scratch = Scratch::create(&policy.builds, ids.owner()).map_err(|error| self.disk(&error))?;
         let settings = environment::Settings {
@@ -332,6 +332,9 @@ impl Attempt<'_> {
                 Worker::start().map_err(|error| Stopped::misc(format!("starting a launcher process: {error}")))?,
             ),
         };
+        if let Err(error) = running::announce(scratch, self.path, worker.id(), &room) {
+            telling.warn(&format!("visitors will not find the build of ‘{}’: {error}", self.path));
+        }
         let ran = worker.run(&room, &mut |bytes| {
             // The room keeps the limit of the log: nothing more than that comes.
             let _: Written = log.write(bytes).map_err(std::io::Error::other)?;
@@ -348,6 +351,12 @@ impl Attempt<'_> {
             }
         };
         log.finish().map_err(|error| self.disk(&error))?;
+        if running::was_visited(scratch) {
+            telling.warn(&format!(
+                "somebody was in the room of ‘{}’ by `anchorhold shell --running`: what it made need not be its builder's work alone",
+                self.path
+            ));
+        }
         lines.finish(|line| tail.push(line));
         self.result.last_lines = tail.lines().map(<[u8]>::to_vec).collect();
         let ended = match report {

@@ -34,3 +34,27 @@ pub fn read(state_dir: &Path, derivation: &StorePath) -> io::Result<serde_json::
     let text = std::fs::read(path(state_dir, derivation))?;
     Ok(serde_json::from_slice(&text)?)
 }
+
+/// The derivations whose last build failed and was kept, by their names in the store, and where. What cannot be read is passed over.
+///
+/// # Errors
+/// When the records cannot be listed.
+pub fn kept(state_dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let listed = match std::fs::read_dir(state_dir.join("anchorhold/records")) {
+        Ok(listed) => listed,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in listed {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".json")) else { continue };
+        let Ok(text) = std::fs::read(entry.path()) else { continue };
+        let Ok(record) = serde_json::from_slice::<serde_json::Value>(&text) else { continue };
+        if let Some(kept) = record["kept"].as_str() {
+            found.push((name.to_owned(), kept.into()));
+        }
+    }
+    Ok(found)
+}

@@ -9,6 +9,7 @@ mod explain;
 mod launch;
 mod room_options;
 mod run;
+mod shell;
 mod store;
 mod store_root;
 
@@ -28,8 +29,9 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 9] = [
+const SUBCOMMANDS: [Subcommand; 10] = [
     build::SUBCOMMAND,
+    shell::SUBCOMMAND,
     derivation::SUBCOMMAND,
     store::SUBCOMMAND,
     run::SUBCOMMAND,

@@ -47,9 +47,9 @@ fn fault(text: &str) -> Result<Fault, String> {
 
 /// The payload's streams on our own.
 #[derive(Default)]
-struct OwnStreams {
+pub(super) struct OwnStreams {
     /// Whoever read one of them has gone.
-    reader_gone: bool,
+    pub(super) reader_gone: bool,
 }
 
 impl Sink for OwnStreams {
@@ -194,7 +194,7 @@ fn explain_end(outcome: &Outcome, plan: &Plan) {
 }
 
 /// What the filter refused, for a command that failed: it may have failed of that.
-fn explain_refusals(outcome: &Outcome) {
+pub(super) fn explain_refusals(outcome: &Outcome) {
     const SHOWN: usize = 5;
     for refused in outcome.refused.iter().take(SHOWN) {
         match &refused.hint {
@@ -208,7 +208,7 @@ fn explain_refusals(outcome: &Outcome) {
     }
 }
 
-fn status_of(error: &Error) -> i32 {
+pub(super) fn status_of(error: &Error) -> i32 {
     match error {
         Error::Exec { errno, .. } if *errno as i32 == 2 => exit_status::NOT_FOUND,
         Error::Exec { .. } => exit_status::NOT_EXECUTABLE,

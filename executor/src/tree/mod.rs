@@ -6,6 +6,7 @@
 mod canonicalise;
 mod copy;
 pub(crate) mod descent;
+mod give;
 mod remove;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use rustix::io::Errno;
 
 pub use canonicalise::{KEPT_ATTRIBUTES, OutsideLinks, Policy, canonicalise, canonicalise_all};
 pub use copy::{copy, salvage};
+pub use give::give;
 pub use remove::remove;
 
 /// Why a tree was not taken, copied, moved or removed.

@@ -113,7 +113,8 @@ pub struct Command {
 }
 
 impl Command {
-    fn prepare(plan: &Plan) -> Self {
+    /// The command of a plan.
+    pub fn prepare(plan: &Plan) -> Self {
         let process = &plan.room.process;
         // The plan has refused NULs, so nothing is lost here.
         let c_string = |bytes: Vec<u8>| CString::new(bytes).unwrap_or_default();

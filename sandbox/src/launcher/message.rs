@@ -22,6 +22,8 @@ pub enum Report {
     Bare,
     /// The room has opened its terminal; comes with the master.
     Terminal,
+    /// A process that was to join a room that is at work could not; the sender ends.
+    NotEntered { doing: String, errno: i32 },
     /// It is this step's turn, which is the supervisor's.
     Turn(usize),
     /// A step failed; the sender ends.

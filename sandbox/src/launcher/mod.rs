@@ -5,16 +5,19 @@
 //! of the plan and becomes the payload. A step that only the supervisor can do is handed over by message and waited for.
 
 mod clock;
+mod frost;
 mod init;
 mod inside;
 mod message;
 mod pump;
 mod signals;
 mod supervisor;
+mod visit;
 mod warden;
 mod watch;
 
 pub(crate) use message::{Hatch, Report};
+pub use visit::{Resident, Visit, Visited};
 
 use std::io;
 

@@ -225,6 +225,8 @@ fn make(
                 }
                 return Err(failure.into());
             }
+            // Only a visitor's.
+            Report::NotEntered { doing, errno } => return Err(Error::supervisor(doing, Errno::from_raw(errno))),
             Report::NoExec { errno } => return Err(no_exec(plan, Errno::from_raw(errno))),
             Report::Terminal => {
                 let Some(master) = descriptor else {
@@ -256,7 +258,7 @@ fn make(
 }
 
 /// Waits until the room says something; a signal that would end us ends the set-up instead.
-fn wait_for_word(hatch: &Hatch, signals: &mut Signals) -> Result<(), Error> {
+pub(super) fn wait_for_word(hatch: &Hatch, signals: &mut Signals) -> Result<(), Error> {
     loop {
         let mut waited =
             [PollFd::new(hatch.as_fd(), PollFlags::POLLIN), PollFd::new(signals.descriptor.as_fd(), PollFlags::POLLIN)];
@@ -318,7 +320,7 @@ pub(super) fn failure(plan: &Plan, number: usize, trouble: &Trouble) -> StepFail
     }
 }
 
-fn no_exec(plan: &Plan, errno: Errno) -> Error {
+pub(super) fn no_exec(plan: &Plan, errno: Errno) -> Error {
     let hint = match errno {
         Errno::ENOENT => ": it is not in the room, or the interpreter or loader that it names is not",
         Errno::EACCES => ": it is not executable for the room's user, or lies on a mount without exec",
@@ -338,6 +340,11 @@ pub struct Processes {
 }
 
 impl Processes {
+    /// None yet.
+    pub fn none() -> Self {
+        Self { warden: None, leash: None, first: None }
+    }
+
     /// Reads something of the first process.
     fn read<T>(&self, what: &str, read: impl Fn(Pid) -> std::io::Result<T>) -> Result<T, Error> {
         let pid = self.first.as_ref().map(|(pid, _)| *pid).ok_or_else(|| Error::SetUpDied { how: "unborn".into() })?;
@@ -382,7 +389,11 @@ impl Processes {
 }
 
 /// Waits for all processes and adds up.
-fn finish(plan: &Plan, room: &mut Processes, watched: Result<(Stop, u64), Error>) -> Result<(End, Account), Error> {
+pub(super) fn finish(
+    plan: &Plan,
+    room: &mut Processes,
+    watched: Result<(Stop, u64), Error>,
+) -> Result<(End, Account), Error> {
     let (stop, output_bytes) = match watched {
         Ok(watched) => watched,
         Err(error) => {

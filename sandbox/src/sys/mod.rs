@@ -10,6 +10,7 @@ pub mod feature;
 pub mod file;
 pub mod landlock;
 pub mod mount;
+pub mod namespace;
 pub mod network;
 pub mod one_by_one;
 pub mod process;

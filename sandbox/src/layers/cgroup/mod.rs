@@ -42,6 +42,7 @@
 mod account;
 mod error;
 mod files;
+mod freezer;
 mod group;
 mod layer;
 mod layout;
@@ -53,6 +54,7 @@ mod v2;
 
 pub use account::Account;
 pub use error::{Error, Unusable};
+pub use freezer::Freezer;
 pub use group::{Cgroup, ReadBack};
 pub use layer::{Action, asked, may_be_asked};
 pub(super) use layer::{apply, plan, verify};
