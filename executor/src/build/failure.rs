@@ -46,7 +46,13 @@ fn suggestion(result: &BuildResult) -> Option<&'static str> {
             words.iter().any(|word| line.contains(word))
         })
     };
-    if said(&["could not resolve host", "name resolution", "network is unreachable", "name or service not known"]) {
+    if said(&[
+        "could not resolve host",
+        "name resolution",
+        "network is unreachable",
+        "name or service not known",
+        "bad address '",
+    ]) {
         return Some(
             "it seems to want the network, which only a fixed-output derivation has: declare its hash (outputHash, outputHashAlgo, outputHashMode), or fetch in a derivation of its own",
         );
