@@ -195,9 +195,10 @@ pub fn serve() -> io::Result<()> {
     Ok(())
 }
 
-fn enter(room: &Room, socket: &mut UnixStream) -> Report {
+/// What of the host a room depends on.
+pub(crate) fn wanted(room: &Room) -> Wanted {
     let limits = &room.limits;
-    let host = Host::probe(Wanted {
+    Wanted {
         kvm: room.devices.kvm,
         range: room.identity.outside == anchorhold_sandbox::room::Outside::Range,
         cgroups: limits.account
@@ -207,7 +208,11 @@ fn enter(room: &Room, socket: &mut UnixStream) -> Report {
             || limits.cpu_weight.is_some()
             || limits.io_weight.is_some(),
         way_out: room.network_mode() == anchorhold_sandbox::room::NetworkMode::Pasta,
-    });
+    }
+}
+
+fn enter(room: &Room, socket: &mut UnixStream) -> Report {
+    let host = Host::probe(wanted(room));
     let plan = match Plan::compile(room, &host) {
         Ok(plan) => plan,
         Err(refusal) => return Report::Failed(Failed::of(&refusal.into())),

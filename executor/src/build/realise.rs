@@ -53,7 +53,7 @@ pub struct Slot {
 }
 
 /// Whom a builder is outside its room.
-enum Ids {
+pub(crate) enum Ids {
     /// The person who builds.
     Myself,
     /// One that no other room has.
@@ -61,7 +61,7 @@ enum Ids {
 }
 
 impl Ids {
-    fn take() -> Result<Self, String> {
+    pub(crate) fn take() -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Self::Myself);
         }
@@ -72,14 +72,14 @@ impl Ids {
         }
     }
 
-    fn outside(&self) -> Outside {
+    pub(crate) fn outside(&self) -> Outside {
         match self {
             Self::Myself => Outside::Auto,
             Self::Reserved(held) => Outside::User { uid: held.first, gid: held.first },
         }
     }
 
-    fn owner(&self) -> scratch::Owner {
+    pub(crate) fn owner(&self) -> scratch::Owner {
         match self {
             Self::Myself => None,
             Self::Reserved(held) => Some((held.first, held.first)),
