@@ -100,17 +100,22 @@ impl Attachment<'_> {
             .grants(&known.derivation, &known.options)
             .map_err(|why| Stopped::Rejected { name: name.clone(), why })?;
         if known.derivation.is_builtin() {
-            return Err(not_started("Nix does what begins with ‘builtin:’ itself; take ‘builtin’ out of ‘systems’".into()));
+            return Err(not_started(
+                "Nix does what begins with ‘builtin:’ itself; take ‘builtin’ out of ‘systems’".into(),
+            ));
         }
         let ids = Ids::take().map_err(not_started)?;
-        give_away(request, ids.owner()).map_err(not_started)?;
-        let scratch = Scratch::create(&request.top_dir.join(OURS), ids.owner())
-            .map_err(|error| not_started(error.to_string()))?;
+        let given = Given::give(request, ids.owner()).map_err(not_started)?;
+        let ours = Ours(request.top_dir.join(OURS));
+        let scratch = Scratch::create(&ours.0, ids.owner()).map_err(|error| not_started(error.to_string()))?;
         let outcome = self.run(&known, grants, &ids, &scratch, voice).map_err(|error| match error {
             Error::Interrupted { signal } => Stopped::Interrupted(signal),
-            error @ Error::Exec { .. } => Stopped::Failed { name: name.clone(), why: format!("was not started: {error}") },
+            error @ Error::Exec { .. } => {
+                Stopped::Failed { name: name.clone(), why: format!("was not started: {error}") }
+            }
             error => Stopped::NotStarted { name: name.clone(), why: error.to_string() },
         })?;
+        drop(given);
         let failed = |why: String| Stopped::Failed { name: name.clone(), why };
         let limits = &self.policy;
         match outcome.end {
@@ -237,27 +242,51 @@ fn command(known: &Known, request: &Request) -> BuilderInput {
     }
 }
 
-/// Gives the directories that Nix made as root to the id that the room will have, with the files in the builder's. Nothing
-/// of the build has run yet, so the files are Nix's.
-fn give_away(request: &Request, owner: scratch::Owner) -> Result<(), String> {
-    let Some((uid, gid)) = owner else { return Ok(()) };
-    let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-    let give = || {
-        let top = rustix::fs::open(&request.top_dir, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
-        let name = request.build_dir.file_name().unwrap_or_default();
-        let build = rustix::fs::openat(&top, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
-        for entry in Dir::read_from(&build)? {
-            let entry = entry?;
-            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                rustix::fs::chownat(&build, entry.file_name(), uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+/// The directories that Nix made as root, while they are the room's.
+struct Given(Option<[OwnedFd; 2]>);
+
+impl Given {
+    /// Gives them to the id that the room will have, with the files in the builder's. Nothing of the build has run yet, so
+    /// the files are Nix's.
+    fn give(request: &Request, owner: scratch::Owner) -> Result<Self, String> {
+        let Some((uid, gid)) = owner else { return Ok(Self(None)) };
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        let give = || {
+            let top = rustix::fs::open(&request.top_dir, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
+            let name = request.build_dir.file_name().unwrap_or_default();
+            let build = rustix::fs::openat(&top, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
+            for entry in Dir::read_from(&build)? {
+                let entry = entry?;
+                if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                    rustix::fs::chownat(&build, entry.file_name(), uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+                }
             }
+            rustix::fs::fchown(&build, uid, gid)?;
+            rustix::fs::fchown(&top, uid, gid)?;
+            Ok([top, build])
+        };
+        give().map(|both| Self(Some(both))).map_err(|errno: rustix::io::Errno| {
+            format!("giving {} to the room's user: {}", request.top_dir.display(), std::io::Error::from(errno))
+        })
+    }
+}
+
+impl Drop for Given {
+    /// Nix may keep a failed build, and another room will have that id.
+    fn drop(&mut self) {
+        for directory in self.0.iter().flatten() {
+            let _ = rustix::fs::fchown(directory, Some(rustix::process::geteuid()), Some(rustix::process::getegid()));
         }
-        rustix::fs::fchown(&build, uid, gid)?;
-        rustix::fs::fchown(&top, uid, gid)
-    };
-    give().map_err(|errno: rustix::io::Errno| {
-        format!("giving {} to the room's user: {}", request.top_dir.display(), std::io::Error::from(errno))
-    })
+    }
+}
+
+/// Our own directory; gone in the end, when what is in it is.
+struct Ours(PathBuf);
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        let _ = rustix::fs::rmdir(&self.0);
+    }
 }
 
 /// What the filter refused may be why a builder failed.

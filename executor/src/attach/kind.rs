@@ -63,7 +63,7 @@ pub struct Known {
 /// Attributes that cannot be read or make no sense.
 pub fn find_out(request: &Request) -> Result<Known, KindError> {
     let attributes = match request.environment.contains_key(ATTRIBUTES_VARIABLE) {
-        true => Some(read_attributes(request)?),
+        true => read_attributes(request)?,
         false => None,
     };
     let derivation = derivation(request, attributes.as_ref());
@@ -71,8 +71,9 @@ pub fn find_out(request: &Request) -> Result<Known, KindError> {
     Ok(Known { derivation, options })
 }
 
-/// Nix has written them, and nobody else could: the directory is this build's own.
-fn read_attributes(request: &Request) -> Result<Map<String, Value>, KindError> {
+/// Nix has written them, and nobody else could: the directory is this build's own. Nothing, if it has written none: a derivation
+/// may call a variable as it likes.
+fn read_attributes(request: &Request) -> Result<Option<Map<String, Value>>, KindError> {
     let shown = || request.build_dir.join(ATTRIBUTES).display().to_string();
     let failed = |source: io::Error| KindError::Attributes { path: shown(), source };
     let open = || {
@@ -82,7 +83,10 @@ fn read_attributes(request: &Request) -> Result<Map<String, Value>, KindError> {
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
         Ok::<_, rustix::io::Errno>((file, kind))
     };
-    let (file, kind) = open().map_err(|errno| failed(errno.into()))?;
+    let (file, kind) = match open() {
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        other => other.map_err(|errno| failed(errno.into()))?,
+    };
     if kind != FileType::RegularFile {
         return Err(failed(io::Error::other("it is no regular file")));
     }
@@ -92,7 +96,7 @@ fn read_attributes(request: &Request) -> Result<Map<String, Value>, KindError> {
         return Err(failed(io::Error::other(format!("it has more than {MAX_ATTRIBUTES} bytes"))));
     }
     match serde_json::from_slice(&text) {
-        Ok(Value::Object(map)) => Ok(map),
+        Ok(Value::Object(map)) => Ok(Some(map)),
         Ok(_) => Err(KindError::Syntax { path: shown(), why: "it is another value".to_owned() }),
         Err(error) => Err(KindError::Syntax { path: shown(), why: error.to_string() }),
     }
@@ -170,3 +174,5 @@ fn fixed(request: &Request, attributes: Option<&Map<String, Value>>) -> Option<O
     (follows == *path).then(|| Output::Fixed { path: path.clone(), method, hash })
 }
 
+#[cfg(test)]
+mod tests;

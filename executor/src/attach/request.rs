@@ -143,11 +143,10 @@ impl Request {
             return Err(RequestError::Version(version));
         }
         let fields: Fields = serde_json::from_slice(text)?;
-        let store_dir = StoreDir::new(&fields.store_dir)
-            .map_err(|source| RequestError::StorePath { field: "storeDir", source })?;
-        let store_path = |field, text: &str| {
-            store_dir.parse(text).map_err(|source| RequestError::StorePath { field, source })
-        };
+        let store_dir =
+            StoreDir::new(&fields.store_dir).map_err(|source| RequestError::StorePath { field: "storeDir", source })?;
+        let store_path =
+            |field, text: &str| store_dir.parse(text).map_err(|source| RequestError::StorePath { field, source });
         let inputs: BTreeSet<StorePath> =
             fields.input_paths.iter().map(|text| store_path("inputPaths", text)).collect::<Result<_, _>>()?;
         let mut outputs = BTreeMap::new();
@@ -228,3 +227,5 @@ fn check_strings(fields: &Fields) -> Result<(), RequestError> {
     Ok(())
 }
 
+#[cfg(test)]
+mod tests;

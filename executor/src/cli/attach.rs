@@ -15,7 +15,10 @@ use super::{Subcommand, command, exit_code, options, policy};
 pub const SUBCOMMAND: Subcommand = Subcommand {
     name: "attach",
     command: || {
-        command::<AttachOptions>("attach", "Build for Nix (2.32 or later), as the program of its setting external-builders")
+        command::<AttachOptions>(
+            "attach",
+            "Build for Nix (2.32 or later), as the program of its setting external-builders",
+        )
     },
     run,
 };
