@@ -5,6 +5,7 @@
 //! enemy's work ([`tree`], [`nar`]) and registered in a [`store`].
 #![forbid(unsafe_code)]
 
+pub mod attach;
 pub mod build;
 pub mod cache;
 pub mod config;

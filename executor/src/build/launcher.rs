@@ -195,7 +195,7 @@ pub fn serve() -> io::Result<()> {
     Ok(())
 }
 
-/// What is asked of this host for a room.
+/// What this host has of what a room depends on.
 pub fn host_for(room: &Room) -> Host {
     let limits = &room.limits;
     Host::probe(Wanted {

@@ -57,7 +57,7 @@ pub struct Slot {
 }
 
 /// Whom a builder is outside its room.
-pub(super) enum Ids {
+pub(crate) enum Ids {
     /// The person who builds.
     Myself,
     /// One that no other room has.
@@ -67,7 +67,7 @@ pub(super) enum Ids {
 }
 
 impl Ids {
-    pub(super) fn take(group: Option<&str>) -> Result<Self, String> {
+    pub(crate) fn take(group: Option<&str>) -> Result<Self, String> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Self::Myself);
         }
@@ -81,7 +81,7 @@ impl Ids {
         }
     }
 
-    pub(super) fn outside(&self) -> Outside {
+    pub(crate) fn outside(&self) -> Outside {
         match self {
             Self::Myself => Outside::Auto,
             Self::Reserved(held) => Outside::User { uid: held.first, gid: held.first },
@@ -89,7 +89,7 @@ impl Ids {
         }
     }
 
-    pub(super) fn owner(&self) -> scratch::Owner {
+    pub(crate) fn owner(&self) -> scratch::Owner {
         match self {
             Self::Myself => None,
             Self::Reserved(held) => Some((held.first, held.first)),

@@ -6,17 +6,12 @@ use std::process::ExitCode;
 
 use anchorhold::build::call::{self, Request};
 use anchorhold::build::graph::Wanted;
-use anchorhold::build::hooks::Hooks;
-use anchorhold::build::policy::{self, Policy};
+use anchorhold::build::policy::Policy;
 use anchorhold::build::result::{self, BuildResult};
-use anchorhold::build::room::SandboxPath;
-use anchorhold::build::upkeep::Upkeep;
-use anchorhold::cache::SecretKey;
-use anchorhold::config::settings::{MaxJobs, Network, Sandbox, Settings};
+use anchorhold::config::settings::{MaxJobs, Settings};
 use anchorhold::progress::{self, Level, LogFormat};
-use anchorhold::store::{Access, GcPolicy, Store};
+use anchorhold::store::{Access, Store};
 use anchorhold_sandbox::quantity::{Duration, Size};
-use anchorhold_sandbox::room::{Network as RoomNetwork, NetworkMode};
 use clap::Args;
 
 use super::config::ConfigOptions;
@@ -173,58 +168,18 @@ pub(super) fn target(store: &Store, text: &str) -> Result<Wanted, Failure> {
 
 /// What the settings say, and the command line instead of them.
 fn policy(options: &BuildOptions, settings: &Settings, store: &Store) -> Result<Policy, Failure> {
-    let time = |time: std::time::Duration| Duration(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-    let mut features: BTreeSet<String> = settings.system_features.iter().cloned().collect();
-    // A word alone gives nobody a device: a build that requires it would find out in the middle of its work.
-    if features.contains(policy::KVM) && anchorhold_sandbox::kvm::probe(rustix::process::geteuid().is_root()).is_err() {
-        features.remove(policy::KVM);
-    }
+    let builds = settings.build_dir.clone().unwrap_or_else(|| store.state_dir().join("anchorhold/builds"));
+    let mut base = super::policy::by_settings(settings, builds);
+    base.upkeep.keys = super::policy::secret_keys(settings)?;
     Ok(Policy {
-        system: settings.system.clone(),
-        extra_platforms: settings.extra_platforms.iter().cloned().collect(),
-        features,
-        relaxed: settings.sandbox == Sandbox::Relaxed,
-        sandbox_paths: settings.sandbox_paths.iter().map(|text| SandboxPath::parse(text)).collect(),
-        build_dir: settings.sandbox_build_dir.display().to_string(),
-        builds: settings.build_dir.clone().unwrap_or_else(|| store.state_dir().join("anchorhold/builds")),
-        shm_size: settings.sandbox_dev_shm_size,
-        cores: options.cores.unwrap_or(u32::try_from(settings.cores).unwrap_or(u32::MAX)),
-        timeout: options.timeout.or(settings.timeout.map(time)),
-        max_silent_time: options.max_silent_time.or(settings.max_silent_time.map(time)),
-        max_log_size: options.max_build_log_size.or(settings.max_build_log_size.map(Size::Bytes)),
-        memory: options.memory.or(settings.memory),
-        pids: options.pids.or(settings.pids),
-        cpu: options.cpu.or(settings.cpu),
-        fetch: RoomNetwork {
-            mode: Some(match settings.network {
-                Network::Pasta => NetworkMode::Pasta,
-                Network::None => NetworkMode::None,
-            }),
-            allow: settings.network_allow.clone(),
-            refuse: settings.network_refuse.clone(),
-            only_allowed: settings.network_only_allowed,
-            dns: None,
-        },
-        impure_environment: settings.impure_env.clone(),
-        keep_failed: options.keep_failed || settings.keep_failed,
-        log_lines: settings.log_lines,
-        build_users_group: settings.build_users_group.clone(),
-        hooks: Hooks { pre_build: settings.pre_build_hook.clone(), post_build: settings.post_build_hook.clone() },
-        upkeep: Upkeep {
-            keys: settings.secret_key_files.iter().map(|file| secret_key(file)).collect::<Result<_, _>>()?,
-            optimise: settings.auto_optimise_store,
-            min_free: settings.min_free,
-            max_free: settings.max_free,
-            collect: GcPolicy {
-                keep_derivations: settings.keep_derivations,
-                keep_outputs: settings.keep_outputs,
-                runtime_roots: true,
-            },
-        },
+        cores: options.cores.unwrap_or(base.cores),
+        timeout: options.timeout.or(base.timeout),
+        max_silent_time: options.max_silent_time.or(base.max_silent_time),
+        max_log_size: options.max_build_log_size.or(base.max_log_size),
+        memory: options.memory.or(base.memory),
+        pids: options.pids.or(base.pids),
+        cpu: options.cpu.or(base.cpu),
+        keep_failed: options.keep_failed || base.keep_failed,
+        ..base
     })
-}
-
-fn secret_key(file: &Path) -> Result<SecretKey, Failure> {
-    let failed = |why: &dyn std::fmt::Display| Failure(format!("the secret key {}: {why}", file.display()));
-    std::fs::read_to_string(file).map_err(|error| failed(&error))?.parse().map_err(|error| failed(&error))
 }

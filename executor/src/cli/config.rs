@@ -37,7 +37,15 @@ pub struct ConfigOptions {
 impl ConfigOptions {
     /// All settings with their values.
     pub fn load(&self) -> Result<Config, ConfigError> {
-        let mut sources = Sources::standard();
+        self.load_from(Sources::standard())
+    }
+
+    /// As [`load`](Self::load), without the user's file: where the environment does not say whose that is.
+    pub fn load_without_user(&self) -> Result<Config, ConfigError> {
+        self.load_from(Sources { user: None, ..Sources::standard() })
+    }
+
+    fn load_from(&self, mut sources: Sources) -> Result<Config, ConfigError> {
         sources.files.clone_from(&self.config);
         let (pairs, _) = self.option.as_chunks::<2>();
         sources.options = pairs.iter().map(|[name, value]| (name.clone(), value.clone())).collect();

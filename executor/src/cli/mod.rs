@@ -1,5 +1,6 @@
 //! The command line: each subcommand in a file of its own.
 
+mod attach;
 mod build;
 mod completion;
 mod config;
@@ -7,6 +8,7 @@ mod derivation;
 mod doctor;
 mod explain;
 mod launch;
+mod policy;
 mod room_options;
 mod run;
 mod shell;
@@ -29,9 +31,10 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 10] = [
+const SUBCOMMANDS: [Subcommand; 11] = [
     build::SUBCOMMAND,
     shell::SUBCOMMAND,
+    attach::SUBCOMMAND,
     derivation::SUBCOMMAND,
     store::SUBCOMMAND,
     run::SUBCOMMAND,

@@ -34,6 +34,14 @@ pub trait Sink {
     /// # Errors
     /// When they cannot be taken; the room is then ended.
     fn output(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()>;
+
+    /// The room stands and is sealed; the payload is about to become a program in it.
+    ///
+    /// # Errors
+    /// When whoever is to know cannot be told; the payload then never starts.
+    fn standing(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Which stream of the payload.

@@ -82,11 +82,15 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
             return Err(error);
         }
     };
-    if let Err(errno) = hatch.send(&Answer::Go, None) {
+    let started = sink
+        .standing()
+        .map_err(|error| Error::supervisor("telling that the room stands", error))
+        .and_then(|()| hatch.send(&Answer::Go, None).map_err(|errno| Error::supervisor("starting the command", errno)));
+    if let Err(error) = started {
         drop(hatch);
         room.end();
         let _ = remove_cgroup(&mut site);
-        return Err(Error::supervisor("starting the command", errno));
+        return Err(error);
     }
     clock.lap("go");
 

@@ -1,0 +1,323 @@
+//! A real Nix that has external builders, in the root that `scripts/newer-nix` makes.
+//!
+//! `ANCHORHOLD_NEWER_NIX` names that root; where it is not set or not there, these tests are skipped. Each has a `/nix` of
+//! its own, and what runs in the root ends with the script that was started in it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anchorhold_tests::host::is_root;
+use anchorhold_tests::room::anchorhold;
+use anchorhold_tests::skip;
+
+/// What all scripts begin with: settings, a store with tools, and expressions that need nothing else.
+const BEGINNING: &str = r#"
+export NIX_CONF_DIR=/tmp/conf XDG_CACHE_HOME=/tmp/cache
+mkdir -p $NIX_CONF_DIR /tmp/busybox/bin
+cat > $NIX_CONF_DIR/nix.conf <<E
+substituters =
+substitute = false
+experimental-features = nix-command external-builders
+sandbox = true
+build-users-group = $group
+external-builders = [{"systems":["x86_64-linux","aarch64-linux"],"program":"/tmp/anchorhold","args":["attach","--option","network","none"]}]
+E
+cp /usr/bin/busybox /tmp/busybox/bin
+for applet in sh cat echo env id ls mkdir sed sleep; do ln -s busybox /tmp/busybox/bin/$applet; done
+export TOOLS=$(nix-store --add /tmp/busybox)
+cat > /tmp/thing.nix <<'E'
+{ script ? "echo $out; echo hello > $out", name ? "thing", more ? { } }:
+let tools = builtins.storePath (builtins.getEnv "TOOLS"); in
+derivation ({
+  inherit name;
+  system = builtins.currentSystem;
+  builder = "${tools}/bin/sh";
+  PATH = "${tools}/bin";
+  args = [ "-c" script ];
+} // more)
+E
+# build STATUS SCRIPT [OPTION...]: the status is the one that is wanted; everything that was said is in /tmp/said.
+build() {
+    local wanted=$1 script=$2 status=0
+    shift 2
+    nix-build /tmp/thing.nix --no-out-link --argstr script "$script" "$@" > /tmp/said 2>&1 || status=$?
+    [ $status = $wanted ] || { echo "status $status instead of $wanted:"; cat /tmp/said; exit 1; }
+}
+said() {
+    grep -qF -- "$1" /tmp/said || { echo "it did not say: $1"; cat /tmp/said; exit 1; }
+}
+"#;
+
+/// Where Nix keeps its store for a test, and how builds are made there.
+struct World {
+    directory: tempfile::TempDir,
+    root: PathBuf,
+    group: &'static str,
+}
+
+impl World {
+    fn new(group: &'static str) -> Result<Self, String> {
+        let root = std::env::var_os("ANCHORHOLD_NEWER_NIX").map(PathBuf::from).unwrap_or_default();
+        if !root.join("usr/bin/nix").exists() {
+            return Err(
+                "no newer Nix: scripts/newer-nix make, and ANCHORHOLD_NEWER_NIX set to what it prints".to_owned()
+            );
+        }
+        if !group.is_empty() && !is_root() {
+            return Err("Nix has build users only as root".to_owned());
+        }
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(directory.path().join("nix")).unwrap();
+        let world = Self { directory, root, group };
+        let tried = world.enter("true").output().unwrap();
+        if !tried.status.success() {
+            let why = String::from_utf8_lossy(&tried.stderr).into_owned();
+            return Err(format!("the root of the newer Nix cannot be entered: {}", why.trim()));
+        }
+        Ok(world)
+    }
+
+    fn enter(&self, script: &str) -> Command {
+        let bind = |from: &Path, to: &str| format!("{}:{to}", from.display());
+        let mut command = Command::new("../scripts/newer-nix");
+        command.args(["--offline", "--directory"]).arg(&self.root);
+        command.args(["--bind", &bind(&self.directory.path().join("nix"), "/nix")]);
+        command.args(["--bind", &bind(&anchorhold(), "/tmp/anchorhold"), "run", "bash", "-euc"]);
+        command.arg(format!("group={}\n{script}", self.group));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs a script that must succeed; what it printed.
+    #[track_caller]
+    fn run(&self, script: &str) -> String {
+        let output = self.enter(&format!("{BEGINNING}\n{script}")).output().unwrap();
+        let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{}:\n{said}\n{complained}", output.status);
+        said.into_owned()
+    }
+}
+
+/// Does it for root without build users, or the user who runs the tests, and for build users.
+#[track_caller]
+fn for_every_user(script: &str) {
+    for group in ["", "nixbld"] {
+        match World::new(group) {
+            Ok(world) => drop(world.run(script)),
+            Err(reason) => skip(&reason),
+        }
+    }
+}
+
+#[test]
+fn a_build_is_registered_and_can_be_checked() {
+    for_every_user(
+        r#"
+        build 0 'id -u; echo $PWD; echo hello > $out'
+        said 1000
+        said /build
+        out=$(tail -n 1 /tmp/said)
+        [ "$(cat $out)" = hello ]
+        nix-store --verify --check-contents 2>/dev/null
+        [ "$(stat -c %u:%a:%Y $out)" = 0:444:1 ]
+        build 0 'id -u; echo $PWD; echo hello > $out' --check
+        # The room is anchorhold's and not Nix's.
+        build 0 'cat /proc/self/status > $out' --argstr name status
+        grep -q 'Seccomp:.2' $(tail -n 1 /tmp/said)
+        [ -z "$(ls -A /nix/var/nix/builds)" ]
+        "#,
+    );
+}
+
+#[test]
+fn what_differs_is_found_by_check() {
+    for_every_user(
+        r#"
+        build 0 'cat /proc/sys/kernel/random/uuid > $out'
+        build 104 'cat /proc/sys/kernel/random/uuid > $out' --check
+        said 'may not be deterministic'
+        "#,
+    );
+}
+
+#[test]
+fn a_failure_is_nix_s_with_its_log() {
+    for_every_user(
+        r#"
+        build 100 'echo the last words; exit 7'
+        said 'exit code 7'
+        said 'the last words'
+        build 100 'exec /nothing'
+        said 'exit code 127'
+        build 1 'true'
+        said 'failed to produce output path'
+        [ -z "$(ls -A /nix/var/nix/builds)" ]
+        "#,
+    );
+}
+
+#[test]
+fn a_failed_build_is_kept() {
+    for_every_user(
+        r#"
+        build 100 'echo work > /build/half-done; exit 1' --keep-failed
+        said 'keeping build directory'
+        [ "$(cat /nix/var/nix/builds/*/build/half-done)" = work ]
+        [ ! -e /nix/var/nix/builds/*/anchorhold ]
+        "#,
+    );
+}
+
+#[test]
+fn time_and_silence_end_a_build_and_all_of_it() {
+    for_every_user(
+        r#"
+        build 101 'sleep 1357 & sleep 1357' --timeout 1
+        said 'timed out after 1 seconds'
+        build 101 'sleep 1357 & sleep 1357' --max-silent-time 1
+        # What was killed needs a moment to be gone.
+        for try in $(seq 100); do
+            left=$(busybox ps -o args | grep -c '[s]leep 1357' || true)
+            [ "$left" != 0 ] || exit 0
+            sleep 0.1
+        done
+        busybox ps -o pid,args
+        exit 1
+        "#,
+    );
+}
+
+#[test]
+fn a_wrong_hash_is_a_mismatch() {
+    for_every_user(
+        r#"
+        cat > /tmp/fixed.nix <<'E'
+        { hash ? "" }: import /tmp/thing.nix { script = "echo hello > $out"; more = {
+          outputHash = hash; outputHashAlgo = "sha256"; outputHashMode = "flat"; }; }
+E
+        status=0
+        nix-build /tmp/fixed.nix --no-out-link > /tmp/said 2>&1 || status=$?
+        [ $status = 102 ] || { cat /tmp/said; exit 1; }
+        said 'hash mismatch in fixed-output derivation'
+        got=$(sed -n 's/^ *got: *//p' /tmp/said)
+        nix-build /tmp/fixed.nix --no-out-link --argstr hash "$got"
+        "#,
+    );
+}
+
+#[test]
+fn several_outputs_and_structured_attributes_and_files() {
+    for_every_user(
+        r#"
+        cat > /tmp/many.nix <<'E'
+        import /tmp/thing.nix { name = "many"; script = "echo a > $out; mkdir $dev; echo $out > $dev/refers"; more = {
+          outputs = [ "out" "dev" ]; }; }
+E
+        dev=$(nix-build /tmp/many.nix -A dev --no-out-link)
+        out=$(nix-build /tmp/many.nix -A out --no-out-link)
+        [ "$(cat $dev/refers)" = $out ]
+        [ "$(nix-store -q --references $dev)" = $out ]
+
+        cat > /tmp/structured.sh <<'E'
+        out=$($1/sed -n 's/.*"outputs":{"out":"\([^"]*\)".*/\1/p' /build/.attrs.json)
+        $1/cat /build/.attrs.json > $out
+E
+        cat > /tmp/structured.nix <<'E'
+        let tools = builtins.storePath (builtins.getEnv "TOOLS"); in
+        import /tmp/thing.nix { name = "structured"; more = {
+          __structuredAttrs = true; list = [ "a" 1 true ];
+          args = [ (builtins.toFile "builder.sh" (builtins.readFile /tmp/structured.sh)) "${tools}/bin" ]; }; }
+E
+        grep -q '"list":\["a",1,true\]' $(nix-build /tmp/structured.nix --no-out-link)
+
+        cat > /tmp/file.nix <<'E'
+        import /tmp/thing.nix { name = "file"; script = "cat $textPath > $out"; more = { text = "in a file"; passAsFile = [ "text" ]; }; }
+E
+        [ "$(cat $(nix-build /tmp/file.nix --no-out-link))" = 'in a file' ]
+        "#,
+    );
+}
+
+#[test]
+fn what_policy_refuses_nix_says() {
+    for_every_user(
+        r#"
+        cat > /tmp/wishes.nix <<'E'
+        { more }: import /tmp/thing.nix { inherit more; }
+E
+        refused() {
+            nix-build /tmp/wishes.nix --no-out-link --arg more "$1" > /tmp/said 2>&1 && exit 1
+            said 'while setting up the build environment'
+            said "$2"
+        }
+        refused '{ requiredSystemFeatures = [ "a-machine-of-gold" ]; }' a-machine-of-gold
+        refused '{ __noChroot = true; }' __noChroot
+        "#,
+    );
+}
+
+#[test]
+fn an_untrusted_user_builds_through_the_daemon() {
+    match World::new("nixbld") {
+        Err(reason) => skip(&reason),
+        Ok(world) => drop(world.run(
+            r#"
+            OF_THE_DAEMON=secret nix-daemon > /tmp/daemon 2>&1 &
+            while [ ! -S /nix/var/nix/daemon-socket/socket ]; do sleep 0.05; done
+            mkdir -m 777 /tmp/client
+            printf 'experimental-features = nix-command\nsubstitute = false\n' > /tmp/client/nix.conf
+            chmod 755 /tmp /tmp/conf
+            alice() {
+                setpriv --reuid alice --regid alice --clear-groups env NIX_REMOTE=daemon NIX_CONF_DIR=/tmp/client \
+                    XDG_CACHE_HOME=/tmp/client HOME=/tmp/client "$@"
+            }
+            status=0
+            alice nix-build /tmp/thing.nix --no-out-link --argstr script 'env; id -u; cat /proc/self/status > $out' \
+                --option sandbox false --builders '' > /tmp/said 2>&1 || status=$?
+            [ $status = 0 ] || { cat /tmp/said /tmp/daemon; exit 1; }
+            grep -q 'Seccomp:.2' $(tail -n 1 /tmp/said)
+            ! grep OF_THE_DAEMON /tmp/said
+            # Neither of these leads around it.
+            alice nix-build /tmp/thing.nix --no-out-link --argstr name local --argstr script 'cat /proc/self/status > $out' \
+                --arg more '{ preferLocalBuild = true; __noChroot = true; }' -j4 > /tmp/said 2>&1 && exit 1
+            said __noChroot
+            alice nix-build /tmp/thing.nix --no-out-link --argstr name local --argstr script 'cat /proc/self/status > $out' \
+                --arg more '{ preferLocalBuild = true; }' -j4 --option external-builders '[]' > /tmp/said 2>&1
+            grep -q 'Seccomp:.2' $(tail -n 1 /tmp/said)
+            "#,
+        )),
+    }
+}
+
+#[test]
+fn an_interrupt_ends_the_build() {
+    for group in ["", "nixbld"] {
+        let world = match World::new(group) {
+            Ok(world) => world,
+            Err(reason) => {
+                skip(&reason);
+                continue;
+            }
+        };
+        // With job control, because a shell without it has what it starts in the background ignore interrupts.
+        let script = r#"
+            set -m
+            nix-build /tmp/thing.nix --no-out-link --argstr script 'echo begun; sleep 2468' > /tmp/said 2>&1 &
+            until grep -q begun /tmp/said; do sleep 0.05; done
+            kill -INT $!
+            status=0
+            wait $! || status=$?
+            # What was killed needs a moment to be gone.
+            for try in $(seq 100); do
+                left=$(busybox ps -o args | grep -c '[s]leep 2468' || true)
+                [ "$left" != 0 ] || break
+                sleep 0.1
+            done
+            echo "status $status, left $left, kept $(ls -A /nix/var/nix/builds | wc -l)"
+        "#;
+        assert_eq!(world.run(script).lines().last(), Some("status 1, left 0, kept 0"));
+    }
+}
