@@ -58,8 +58,11 @@ class Store:
         self.root = Path(root)
 
     def run(self, *arguments, stderr=None):
-        done = subprocess.run([self.binary, *map(str, arguments), "--store", str(self.root)], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=stderr, text=True)
+        try:
+            done = subprocess.run([self.binary, *map(str, arguments), "--store", str(self.root)],
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        except OSError as why:
+            raise StoreError(f"running anchorhold: {why}; name the program with --binary or ANCHORHOLD_BIN") from None
         if done.returncode != 0:
             raise StoreError(f"anchorhold {arguments[0]} ended with status {done.returncode}")
         return done.stdout
