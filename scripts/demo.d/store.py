@@ -14,6 +14,10 @@ class StoreError(Exception):
     """What anchorhold could not do. It has said why itself."""
 
 
+class NoProgram(StoreError):
+    """There is no anchorhold where it should be."""
+
+
 def system():
     return f"{platform.machine()}-linux"
 
@@ -62,7 +66,7 @@ class Store:
             done = subprocess.run([self.binary, *map(str, arguments), "--store", str(self.root)],
                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True)
         except OSError as why:
-            raise StoreError(f"running anchorhold: {why}; name the program with --binary or ANCHORHOLD_BIN") from None
+            raise NoProgram(f"running anchorhold: {why}; name the program with --binary or ANCHORHOLD_BIN") from None
         if done.returncode != 0:
             raise StoreError(f"anchorhold {arguments[0]} ended with status {done.returncode}")
         return done.stdout
@@ -102,6 +106,8 @@ class Store:
         path = str(link.readlink())
         try:
             self.run("store", "path-info", path, stderr=subprocess.DEVNULL)
+        except NoProgram:
+            raise
         except StoreError:
             return None
         return path
