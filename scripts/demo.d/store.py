@@ -104,13 +104,16 @@ class Store:
         if not link.is_symlink():
             return None
         path = str(link.readlink())
+        return path if self.is_valid(path) else None
+
+    def is_valid(self, path):
         try:
             self.run("store", "path-info", path, stderr=subprocess.DEVNULL)
         except NoProgram:
             raise
         except StoreError:
-            return None
-        return path
+            return False
+        return True
 
     def root_link(self, name):
         return self.root / "nix/var/nix/gcroots" / name
