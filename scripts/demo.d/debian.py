@@ -60,6 +60,10 @@ class Apt:
 
     def prepare(self):
         """Writes the private configuration, and fetches the package lists unless they are fresh."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        # apt locks its lists and archives, but refuses instead of waiting. Two of us wait for one another.
+        self.lock = open(self.directory / "lock", "w")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
         for name in ("state/lists/partial", "cache/archives/partial", "cache/none/partial", "sources.list.d"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         (self.directory / "status").write_text("")
@@ -132,9 +136,8 @@ APT::Sandbox::User "root";
         listed = self.listed(self.run("apt-get", *empty, *install, "--print-uris", *names))
         archives = self.directory / "cache/archives"
         size = sum(int(size) for _, size, _ in listed)
-        self.say(f"fetching {len(listed)} packages, {size / 1e6:.0f} MB")
-        with self.lock():
-            self.run("apt-get", *install, "--download-only", *names)
+        self.say(f"fetching {len(listed)} package{'s' * (len(listed) != 1)}, {size / 1e6:.0f} MB")
+        self.run("apt-get", *install, "--download-only", *names)
         files = [File(archives / name, digest) for name, _, digest in listed]
         missing = [file.path.name for file in files if not file.path.is_file()]
         if missing or not files:
@@ -152,9 +155,3 @@ APT::Sandbox::User "root";
         self.run("apt-get", "-qq", "source", "--download-only", name, cwd=directory)
         file, digest = tarballs[0]
         return File(directory / unquote(file), digest)
-
-    def lock(self):
-        """apt locks its lists and archives, but refuses instead of waiting. Two of us wait for one another."""
-        lock = open(self.directory / "lock", "w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return lock

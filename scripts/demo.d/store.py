@@ -14,6 +14,10 @@ class StoreError(Exception):
     """What anchorhold could not do. It has said why itself."""
 
 
+class NoProgram(StoreError):
+    """There is no anchorhold where it should be."""
+
+
 def system():
     return f"{platform.machine()}-linux"
 
@@ -58,8 +62,11 @@ class Store:
         self.root = Path(root)
 
     def run(self, *arguments, stderr=None):
-        done = subprocess.run([self.binary, *map(str, arguments), "--store", str(self.root)], stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=stderr, text=True)
+        try:
+            done = subprocess.run([self.binary, *map(str, arguments), "--store", str(self.root)],
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        except OSError as why:
+            raise NoProgram(f"running anchorhold: {why}; name the program with --binary or ANCHORHOLD_BIN") from None
         if done.returncode != 0:
             raise StoreError(f"anchorhold {arguments[0]} ended with status {done.returncode}")
         return done.stdout
@@ -97,11 +104,16 @@ class Store:
         if not link.is_symlink():
             return None
         path = str(link.readlink())
+        return path if self.is_valid(path) else None
+
+    def is_valid(self, path):
         try:
             self.run("store", "path-info", path, stderr=subprocess.DEVNULL)
+        except NoProgram:
+            raise
         except StoreError:
-            return None
-        return path
+            return False
+        return True
 
     def root_link(self, name):
         return self.root / "nix/var/nix/gcroots" / name
