@@ -5,12 +5,12 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use anchorhold_sandbox::{Layer, Room};
 use anchorhold_sandbox::quantity::Size;
 use anchorhold_sandbox::room::{
     Devices, Entry, Identity, Limits, Network, NetworkMode, Output, Outside, Personality, Process, Profile,
 };
 use anchorhold_sandbox::text::Text;
+use anchorhold_sandbox::{Layer, Room};
 
 use super::environment::BuilderInput;
 use crate::store_path::{StoreDir, StorePath};
