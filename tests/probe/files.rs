@@ -60,7 +60,9 @@ fn set_attribute(path: &str, name: &str) -> Answer {
     let text = |text| std::ffi::CString::new(text).map_err(|_| nix::errno::Errno::EINVAL);
     let (path, name) = (text(path)?, text(name)?);
     // SAFETY: both texts end in a zero, and the value is as long as is said.
-    done(nix::errno::Errno::result(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), [b'x'].as_ptr().cast(), 1, 0) }))
+    done(nix::errno::Errno::result(unsafe {
+        libc::setxattr(path.as_ptr(), name.as_ptr(), [b'x'].as_ptr().cast(), 1, 0)
+    }))
 }
 
 /// Kind, mode, owner and, of a device or a link, what it stands for.

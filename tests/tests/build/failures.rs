@@ -93,7 +93,8 @@ fn derivations_in_the_store_are_taken_as_an_enemys_as_well() {
 #[test]
 fn a_circle_and_a_missing_input_are_named() {
     let world = World::new();
-    let (one, two) = ("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-one.drv", "/nix/store/11bgd045z0d4icpbc2yyz4gx48ak44la-two.drv");
+    let (one, two) =
+        ("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-one.drv", "/nix/store/11bgd045z0d4icpbc2yyz4gx48ak44la-two.drv");
     let mut all = json!({});
     for (own, other) in [(one, two), (two, one)] {
         let mut value = Recipe::new(&world, "x", "true").set("inputDrvs", json!({ other: ["out"] })).json().clone();
@@ -129,7 +130,8 @@ fn a_circle_and_a_missing_input_are_named() {
 #[test]
 fn outputs_and_derivations_that_are_not_there_are_told() {
     let world = World::new();
-    let derivation = world.derivation(&Recipe::new(&world, "some", "echo > $out; echo > $dev").outputs(&["out", "dev"]));
+    let derivation =
+        world.derivation(&Recipe::new(&world, "some", "echo > $out; echo > $dev").outputs(&["out", "dev"]));
     let ended = world.build(&[format!("{derivation}^doc")], &[]);
     ended.says(&["has no output ‘doc’: it has dev, out"]);
     assert_eq!(ended.code, 1);
@@ -179,7 +181,17 @@ fn a_failed_build_explains_itself() {
     let recipe = Recipe::new(&world, "explains", script);
     let derivation = world.derivation(&recipe);
     let ended = world.fails(&recipe, "PermanentFailure");
-    ended.says(&["failed with exit code 7", "last 10 log lines", "> line 21\n", "> line 30\n", "store log", &derivation, "to try again: anchorhold build", "--keep-failed", "it took"]);
+    ended.says(&[
+        "failed with exit code 7",
+        "last 10 log lines",
+        "> line 21\n",
+        "> line 30\n",
+        "store log",
+        &derivation,
+        "to try again: anchorhold build",
+        "--keep-failed",
+        "it took",
+    ]);
     assert_eq!(ended.err.matches("> line 20\n").count(), 1, "older lines are said once, as they come: {}", ended.err);
     let result = ended.result(&derivation);
     assert_eq!((&result["success"], &result["errorMsg"]), (&json!(false), &json!("failed with exit code 7")));
@@ -190,11 +202,16 @@ fn a_failed_build_explains_itself() {
 
     let said = |script: &str| world.fails(&Recipe::new(&world, "hints", script), "PermanentFailure");
     said("sh -c 'kill -SEGV $$'; exit $?").says(&["failed with exit code 139"]);
-    said("wget http://example.org/x 2>&1; echo 'curl: (6) Could not resolve host: example.org'; exit 1").says(&["only a fixed-output derivation has", "outputHash"]);
+    said("wget http://example.org/x 2>&1; echo 'curl: (6) Could not resolve host: example.org'; exit 1")
+        .says(&["only a fixed-output derivation has", "outputHash"]);
     said("unshare -r true").says(&["‘nested-sandbox’"]);
     said("chmod 4755 .").says(&["the room refused: chmod 04755", "set-id"]);
     // A failure of what depends on the network need not be one the next time.
-    let fixed = Recipe::new(&world, "fixed", "exit 1").fixed("flat", "sha256", "sha256-LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=");
+    let fixed = Recipe::new(&world, "fixed", "exit 1").fixed(
+        "flat",
+        "sha256",
+        "sha256-LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=",
+    );
     world.fails_with(&fixed, "TransientFailure", &["--option", "network", "none"]);
 }
 
@@ -219,7 +236,10 @@ fn builds_end_at_their_limits_and_say_at_which() {
     }
     assert!(!sizes.is_empty() && sizes.iter().all(|size| *size < 20_000), "{sizes:?}");
     // Who writes now and then is not silent, and who ends in time is not ended.
-    world.built_with(&recipe("for i in 1 2 3 4 5 6; do echo $i; sleep 0.1; done; echo > $out"), &["--max-silent-time", "5s", "--timeout", "60s"]);
+    world.built_with(
+        &recipe("for i in 1 2 3 4 5 6; do echo $i; sleep 0.1; done; echo > $out"),
+        &["--max-silent-time", "5s", "--timeout", "60s"],
+    );
 }
 
 /// The second call waits for the first, and finds what that has built.
@@ -229,13 +249,14 @@ fn two_calls_for_the_same_derivation_build_it_once() {
     let gate = world.gate();
     let script = "echo here; while ! test -e /gate/open; do :; done; cat /proc/sys/kernel/random/uuid > $out";
     let derivation = world.derivation(&Recipe::new(&world, "once", script));
-    let arguments = ["build", "--option", "timeout", "60", "--option", "extra-sandbox-paths", &gate.option, &derivation];
+    let arguments =
+        ["build", "--option", "timeout", "60", "--option", "extra-sandbox-paths", &gate.option, &derivation];
     let mut first = world.start(&arguments);
     first.line_with("> here");
     let mut second = world.start(&arguments);
     second.line_with("waiting for");
     gate.open();
-    let (first, second) = (first.to_the_end(), second.to_the_end());
+    let (first, second) = (first.ended(), second.ended());
     assert_eq!((first.status, second.status), (0, 0), "{} {}", first.stdout, second.stdout);
     assert!(!second.stdout.contains("> here"), "the builder ran twice: {}", second.stdout);
     let out = world.output(&derivation, "out");
@@ -250,13 +271,14 @@ fn who_waited_for_a_failure_tries_itself() {
     let gate = world.gate();
     let script = "echo here; while ! test -e /gate/open; do :; done; exit 1";
     let derivation = world.derivation(&Recipe::new(&world, "fails", script));
-    let arguments = ["build", "--option", "timeout", "60", "--option", "extra-sandbox-paths", &gate.option, &derivation];
+    let arguments =
+        ["build", "--option", "timeout", "60", "--option", "extra-sandbox-paths", &gate.option, &derivation];
     let mut first = world.start(&arguments);
     first.line_with("> here");
     let mut second = world.start(&arguments);
     second.line_with("waiting for");
     gate.open();
-    let (first, second) = (first.to_the_end(), second.to_the_end());
+    let (first, second) = (first.ended(), second.ended());
     assert_eq!((first.status, second.status), (100, 100), "{} {}", first.stdout, second.stdout);
     assert!(second.stdout.contains("> here"), "{}", second.stdout);
 }
@@ -300,13 +322,21 @@ fn where_one_may_mount(world: &World, script: &str, derivations: &[(&str, &str)]
     let (unshare, build): (&[&str], &str) = if is_root() {
         (&["--mount"], r#""$BIN" build --option timeout 60"#)
     } else {
-        (&["--user", "--map-root-user", "--mount"], r#"unshare --user --map-user=1000 --map-group=100 "$BIN" build --option timeout 60"#)
+        (
+            &["--user", "--map-root-user", "--mount"],
+            r#"unshare --user --map-user=1000 --map-group=100 "$BIN" build --option timeout 60"#,
+        )
     };
     let script = script.replace("BUILD", build);
     let output = Command::new("unshare")
         .args(unshare)
         .args(["sh", "-c", &format!("exec 2>&1; {script}")])
-        .envs([("ROOT", world.root()), ("BIN", anchorhold()), ("ANCHORHOLD_STORE", world.root()), ("SAVED", world.path("saved"))])
+        .envs([
+            ("ROOT", world.root()),
+            ("BIN", anchorhold()),
+            ("ANCHORHOLD_STORE", world.root()),
+            ("SAVED", world.path("saved")),
+        ])
         .envs([("HOME", world.directory.path()), ("TMPDIR", &world.path("tmp"))])
         .envs(derivations.iter().copied())
         .output()
@@ -327,7 +357,9 @@ fn a_read_only_store_says_what_is_there_and_builds_nothing() {
     let absent = world.derivation(&Recipe::new(&world, "absent", "echo > $out"));
     let script = r#"mount --bind "$ROOT" "$ROOT" && mount -o remount,bind,ro "$ROOT" && echo mounted || exit 9
         BUILD "$ABSENT"; echo "status $?""#;
-    let Some((_, said)) = where_one_may_mount(&world, script, &[("ABSENT", &absent), ("THERE", &there)]) else { return };
+    let Some((_, said)) = where_one_may_mount(&world, script, &[("ABSENT", &absent), ("THERE", &there)]) else {
+        return;
+    };
     assert!(said.contains("status 1") && said.contains("can only be read here"), "{said}");
     world.is_whole();
 }

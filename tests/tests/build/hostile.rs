@@ -20,14 +20,18 @@ fn what_no_store_can_hold_is_refused_by_its_kind() {
     let cases = [("mkfifo $path", "is a FIFO"), ("$probe leave-a-socket $path", "is a socket")];
     for (make, words) in cases {
         let inside = Recipe::new(&world, "inside", &format!("mkdir -p $out/a/b; path=$out/a/b/bad; {make}"));
-        world
-            .fails(&inside.source("probe", &probe), "OutputRejected")
-            .says(&["made an output that is refused", words, "a/b/bad", "only regular files, directories and symlinks"]);
+        world.fails(&inside.source("probe", &probe), "OutputRejected").says(&[
+            "made an output that is refused",
+            words,
+            "a/b/bad",
+            "only regular files, directories and symlinks",
+        ]);
         let whole = Recipe::new(&world, "whole", &format!("path=$out; {make}"));
         world.fails(&whole.source("probe", &probe), "OutputRejected").says(&["made an output that is refused", words]);
     }
     // Devices cannot be made in the first place.
-    let device = Recipe::new(&world, "device", "mknod $out c 1 3; mknod $out b 8 0; test -e $out || echo none; echo > $out");
+    let device =
+        Recipe::new(&world, "device", "mknod $out c 1 3; mknod $out b 8 0; test -e $out || echo none; echo > $out");
     let said = world.build(&[world.derivation(&device)], &[]);
     assert_eq!(said.code, 0, "{}", said.err);
     said.says(&["none", "Operation not permitted"]);
@@ -56,7 +60,8 @@ fn rights_that_nobody_may_give_are_not_in_an_output() {
             left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
     }
-    let mode = |name: &str| modes.iter().find(|(found, _)| found == name).unwrap_or_else(|| panic!("{name}: {modes:?}")).1;
+    let mode =
+        |name: &str| modes.iter().find(|(found, _)| found == name).unwrap_or_else(|| panic!("{name}: {modes:?}")).1;
     for name in ["chmod", "install", "group", "sticky", "shut"] {
         assert_eq!(mode(name), 0o555, "{name}");
     }
@@ -90,7 +95,11 @@ fn attributes_and_access_control_lists_are_no_part_of_an_output() {
     let derivation = world.derivation(&recipe);
     let ended = world.build(&[&derivation], &[]);
     assert_eq!(ended.code, 0, "{}", ended.err);
-    assert!(ended.err.lines().any(|line| ["> EOPNOTSUPP", "> EPERM"].iter().any(|refusal| line.contains(refusal))), "{}", ended.err);
+    assert!(
+        ended.err.lines().any(|line| ["> EOPNOTSUPP", "> EPERM"].iter().any(|refusal| line.contains(refusal))),
+        "{}",
+        ended.err
+    );
     assert_eq!(attributes(&world, &world.output(&derivation, "out")), Vec::<String>::new());
 }
 
@@ -111,7 +120,13 @@ fn links_are_kept_as_links_and_nobody_follows_them() {
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o640)).unwrap();
     let before = fs::metadata(&secret).unwrap();
     let text = world.add_file("text", "text");
-    for (name, target) in [("host", secret.to_str().unwrap()), ("shadow", "/etc/shadow"), ("up", "../../../../secret"), ("store", text.as_str()), ("self", "self")] {
+    for (name, target) in [
+        ("host", secret.to_str().unwrap()),
+        ("shadow", "/etc/shadow"),
+        ("up", "../../../../secret"),
+        ("store", text.as_str()),
+        ("self", "self"),
+    ] {
         let recipe = Recipe::new(&world, name, "ln -s $target $out").env("target", target);
         let recipe = if name == "store" { recipe.source("text", &text) } else { recipe };
         let out = world.built(&recipe);
@@ -125,12 +140,18 @@ fn links_are_kept_as_links_and_nobody_follows_them() {
     );
     assert!(fs::symlink_metadata(world.real(&tree).join("root")).unwrap().is_symlink());
     let after = fs::metadata(&secret).unwrap();
-    assert_eq!((after.mode(), after.mtime(), after.uid(), after.len()), (before.mode(), before.mtime(), before.uid(), before.len()));
+    assert_eq!(
+        (after.mode(), after.mtime(), after.uid(), after.len()),
+        (before.mode(), before.mtime(), before.uid(), before.len())
+    );
     world.is_whole();
 
     // A fixed output that is a link to a file with the right contents is none.
-    let fixed = Recipe::new(&world, "fixed", "printf hello > /build/hello; ln -s /build/hello $out")
-        .fixed("flat", "sha256", "sha256-LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=");
+    let fixed = Recipe::new(&world, "fixed", "printf hello > /build/hello; ln -s /build/hello $out").fixed(
+        "flat",
+        "sha256",
+        "sha256-LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=",
+    );
     let ended = world.fails(&fixed, "OutputRejected");
     ended.says(&["declared as a file"]);
 }
@@ -161,7 +182,8 @@ fn hard_links_lead_to_nobody_elses_files() {
     let world = World::new();
     let text = world.add_file("text", "text");
     let script = "mkdir $out $dev; echo one > $out/a; ln $out/a $out/b; ln $out/a $dev/c; echo $text > $dev/d";
-    let derivation = world.derivation(&Recipe::new(&world, "own", script).outputs(&["out", "dev"]).source("text", &text));
+    let derivation =
+        world.derivation(&Recipe::new(&world, "own", script).outputs(&["out", "dev"]).source("text", &text));
     assert_eq!(world.build(&[&derivation], &[]).code, 0);
     assert_eq!(world.read(&format!("{}/c", world.output(&derivation, "dev"))), "one\n");
     world.is_whole();
@@ -191,8 +213,12 @@ fn hard_links_lead_to_nobody_elses_files() {
 fn what_outlives_its_builder_is_dead_before_the_output_is_looked_at() {
     let world = World::new();
     let marker = format!("survivor-{}", std::process::id());
-    let writer = format!("trap '' HUP TERM; mkdir -p $out; while :; do echo {marker} >> $out/grows; echo x > $out/more; rm $out/more; done");
-    let script = format!("setsid sh -c \"{writer}\" < /dev/null > /dev/null 2>&1 & while ! test -s $out/grows; do :; done; exit 0");
+    let writer = format!(
+        "trap '' HUP TERM; mkdir -p $out; while :; do echo {marker} >> $out/grows; echo x > $out/more; rm $out/more; done"
+    );
+    let script = format!(
+        "setsid sh -c \"{writer}\" < /dev/null > /dev/null 2>&1 & while ! test -s $out/grows; do :; done; exit 0"
+    );
     for round in 0..5 {
         let recipe = Recipe::new(&world, &format!("outlived-{round}"), &script);
         let out = world.built(&recipe);
@@ -226,7 +252,17 @@ fn deep_trees_and_strange_names_are_only_names() {
     let out = world.built(&Recipe::new(&world, "strange", script));
     let names: Vec<Vec<u8>> =
         fs::read_dir(world.real(&out)).unwrap().map(|entry| entry.unwrap().file_name().as_bytes().to_vec()).collect();
-    for name in [&b"new\nline"[..], b"not\xff\xfeutf8", b"escape\x1b[2J", b"a~nix~case~hack~1", b"A", b"a", b" ", b"-rf", b"..."] {
+    for name in [
+        &b"new\nline"[..],
+        b"not\xff\xfeutf8",
+        b"escape\x1b[2J",
+        b"a~nix~case~hack~1",
+        b"A",
+        b"a",
+        b" ",
+        b"-rf",
+        b"...",
+    ] {
         assert!(names.iter().any(|found| found == name), "{name:?} is lost");
     }
     world.is_whole();
@@ -243,7 +279,8 @@ fn deep_trees_and_strange_names_are_only_names() {
 #[test]
 fn a_terminal_is_told_nothing_by_a_builder() {
     let world = World::new();
-    let script = "mkdir $out; mkfifo \"$out/$(printf 'evil\\033[2J\\nerror: fine')\"; printf 'log\\033]0;title\\007line\\n'";
+    let script =
+        "mkdir $out; mkfifo \"$out/$(printf 'evil\\033[2J\\nerror: fine')\"; printf 'log\\033]0;title\\007line\\n'";
     let derivation = world.derivation(&Recipe::new(&world, "escapes", script));
     let ended = world.build(&[&derivation], &[]);
     assert_eq!(ended.status(&derivation), "OutputRejected", "{}", ended.err);
@@ -277,9 +314,14 @@ fn nobody_walks_into_a_running_build() {
             .output()
             .unwrap();
         let said = crate::world::text(&looked.stderr);
-        assert!(said.contains("Permission denied"), "{}: {said}{}", place.display(), crate::world::text(&looked.stdout));
+        assert!(
+            said.contains("Permission denied"),
+            "{}: {said}{}",
+            place.display(),
+            crate::world::text(&looked.stdout)
+        );
     }
     gate.open();
-    let ended = running.to_the_end();
+    let ended = running.ended();
     assert_eq!(ended.status, 0, "{}", ended.stdout);
 }

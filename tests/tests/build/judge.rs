@@ -29,7 +29,8 @@ impl<'a> Judge<'a> {
     /// A command of Nix on a store.
     pub fn on(&self, root: PathBuf, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
-        let settings = "substituters =\nexperimental-features = nix-command\nbuild-users-group =\ncores = 3\nsandbox-paths =\n";
+        let settings =
+            "substituters =\nexperimental-features = nix-command\nbuild-users-group =\ncores = 3\nsandbox-paths =\n";
         command
             .arg("--store")
             .arg(root)

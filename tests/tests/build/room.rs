@@ -1,7 +1,6 @@
 //! What a builder sees of the world around it. What each layer of a room is has a suite of its own (`room`); here is what the executor
 //! asks of it for a build.
 
-use std::fs;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,9 +14,8 @@ use crate::world::World;
 #[test]
 fn a_builder_is_an_ordinary_user_of_a_host_of_its_own() {
     let world = World::new();
-    let seen = world.seen(
-        "{ id -u; id -g; id -G; hostname; pwd; echo $HOME; cat /etc/passwd; cat /etc/group; } > $out",
-    );
+    let seen =
+        world.seen("{ id -u; id -g; id -G; hostname; pwd; echo $HOME; cat /etc/passwd; cat /etc/group; } > $out");
     let lines: Vec<&str> = seen.lines().collect();
     assert_eq!(lines[..6], ["1000", "100", "100", "localhost", "/build", "/homeless-shelter"], "{seen}");
     let passwd: Vec<&str> = lines.iter().copied().filter(|line| line.matches(':').count() == 6).collect();
@@ -75,7 +73,8 @@ fn a_builder_sees_its_inputs_and_nothing_else_of_the_store() {
 #[test]
 fn a_builder_gets_the_variables_of_its_derivation_and_none_of_the_callers() {
     let world = World::new();
-    let recipe = Recipe::new(&world, "environment", "x").env("MINE", "m").run_by(&format!("{}/bin/env", world.tools), &[]);
+    let recipe =
+        Recipe::new(&world, "environment", "x").env("MINE", "m").run_by(&format!("{}/bin/env", world.tools), &[]);
     let derivation = world.derivation(&recipe);
     let ended = world
         .command(["build", "--cores", "5", &derivation])
@@ -143,7 +142,11 @@ impl Server {
         let port = listener.local_addr().unwrap().port();
         let guests = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&guests);
-        std::thread::spawn(move || listener.incoming().for_each(|_| drop(count.fetch_add(1, Ordering::SeqCst))));
+        std::thread::spawn(move || {
+            listener.incoming().for_each(|_| {
+                count.fetch_add(1, Ordering::SeqCst);
+            });
+        });
         Self { port, guests }
     }
 
@@ -189,7 +192,10 @@ fn only_a_fixed_output_has_a_network_and_only_as_it_is_configured() {
     let derivation = world.derivation(&with);
     let ended = world.build(&[&derivation], &[]);
     if ended.err.contains("pasta") && ended.code != 0 {
-        return skip(&format!("no network for rooms here: {}", ended.err.lines().find(|line| line.contains("pasta")).unwrap()));
+        return skip(&format!(
+            "no network for rooms here: {}",
+            ended.err.lines().find(|line| line.contains("pasta")).unwrap()
+        ));
     }
     assert_eq!(ended.code, 0, "{}", ended.err);
     let without = fixed("without", &format!("test $({count}) = 0 && printf hello > $out"));
@@ -207,10 +213,10 @@ fn two_builds_of_root_at_once_are_different_users() {
     // Each waits until both run.
     let gate = world.gate();
     let script = "echo here; while ! test -e /gate/open; do :; done; echo > $out";
-    let builds: Vec<String> = (0..2)
-        .map(|number| world.derivation(&Recipe::new(&world, &format!("who-{number}"), script)))
-        .collect();
-    let arguments = [&["build", "--jobs", "2", "--option", "extra-sandbox-paths", &gate.option][..], &[&builds[0], &builds[1]]];
+    let builds: Vec<String> =
+        (0..2).map(|number| world.derivation(&Recipe::new(&world, &format!("who-{number}"), script))).collect();
+    let arguments =
+        [&["build", "--jobs", "2", "--option", "extra-sandbox-paths", &gate.option][..], &[&builds[0], &builds[1]]];
     let mut running = world.start(&arguments.concat());
     for _ in 0..2 {
         running.line_with("> here");
@@ -224,7 +230,7 @@ fn two_builds_of_root_at_once_are_different_users() {
         .collect();
     users.dedup();
     gate.open();
-    let ended = running.to_the_end();
+    let ended = running.ended();
     assert_eq!(ended.status, 0, "{}", ended.stdout);
     assert!(users.len() == 2 && !users.contains(&0), "{users:?}");
 }
@@ -245,7 +251,8 @@ fn paths_of_the_host_are_shown_only_if_they_are_named() {
     let ended = world.build(&[world.derivation(&recipe("missing"))], &["--option", "extra-sandbox-paths", &missing]);
     assert_eq!(ended.code, 1);
     ended.says(&["absent", "No such file"]);
-    let seen = world.read(&world.built_with(&recipe("optional"), &["--option", "extra-sandbox-paths", &format!("{missing}?")]));
+    let seen = world
+        .read(&world.built_with(&recipe("optional"), &["--option", "extra-sandbox-paths", &format!("{missing}?")]));
     assert!(seen.contains("No such file"), "{seen}");
 }
 
@@ -264,4 +271,3 @@ fn limits_hold_for_a_build() {
     assert_ne!(ended.code, 0, "it had more memory than allowed: {}", ended.err);
     assert_eq!(world.build(&[&derivation], &["--memory", "1G"]).code, 0);
 }
-

@@ -144,7 +144,10 @@ impl World {
     /// Runs `anchorhold build` on derivations, with these options.
     pub fn build<T: AsRef<str>>(&self, derivations: &[T], options: &[&str]) -> Ended {
         let derivations = derivations.iter().map(AsRef::as_ref);
-        let arguments = ["build", "--json", "--option", "timeout", LIMIT].into_iter().chain(options.iter().copied()).chain(derivations);
+        let arguments = ["build", "--json", "--option", "timeout", LIMIT]
+            .into_iter()
+            .chain(options.iter().copied())
+            .chain(derivations);
         Ended::of(&self.command(arguments).output().unwrap())
     }
 
@@ -294,7 +297,7 @@ impl Started {
         }
     }
 
-    pub fn to_the_end(self) -> anchorhold_tests::room::Ended {
+    pub fn ended(self) -> anchorhold_tests::room::Ended {
         self.0.to_the_end()
     }
 }
