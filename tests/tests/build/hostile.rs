@@ -322,6 +322,6 @@ fn nobody_walks_into_a_running_build() {
         );
     }
     gate.open();
-    let ended = running.to_the_end();
+    let ended = running.ended();
     assert_eq!(ended.status, 0, "{}", ended.stdout);
 }

@@ -141,10 +141,11 @@ impl World {
         shown[derivation]["outputs"][name]["path"].as_str().unwrap().to_owned()
     }
 
-    /// Runs `anchorhold build` on derivations, with these options.
+    /// Runs `anchorhold build` on derivations, with these options. Fixed outputs have no network unless these say so: not every
+    /// user here can have one.
     pub fn build<T: AsRef<str>>(&self, derivations: &[T], options: &[&str]) -> Ended {
         let derivations = derivations.iter().map(AsRef::as_ref);
-        let arguments = ["build", "--json", "--option", "timeout", LIMIT]
+        let arguments = ["build", "--json", "--option", "timeout", LIMIT, "--option", "network", "none"]
             .into_iter()
             .chain(options.iter().copied())
             .chain(derivations);
@@ -297,7 +298,7 @@ impl Started {
         }
     }
 
-    pub fn to_the_end(self) -> anchorhold_tests::room::Ended {
+    pub fn ended(self) -> anchorhold_tests::room::Ended {
         self.0.to_the_end()
     }
 }
