@@ -15,4 +15,5 @@ pub mod nar;
 pub mod progress;
 pub mod store;
 pub mod store_path;
+pub mod transfer;
 pub mod tree;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read as _, Write};
+use std::io::{self, BufWriter, Read as _, Write};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use tempfile::NamedTempFile;
 
-use super::compression::Encoder;
+use super::compression::{Decoder, Encoder};
 use super::narinfo::MAX_TEXT;
 use super::{CacheError, Compression, FetchedNar, NarInfo, SecretKey, Signature};
 use crate::hash::{Algorithm, Hash, Hasher, base32};
-use crate::nar::{self, NarError};
+use crate::nar::NarError;
 use crate::store_path::{HASH_PART_LEN, StoreDir, StorePath};
 
 const INFO: &str = "nix-cache-info";
@@ -116,6 +116,14 @@ impl Directory {
             cache: self.path.display().to_string(),
             hash_part: hash_part.to_owned(),
         })?;
+        self.fetch_described(info)
+    }
+
+    /// The archive that `info`, which this cache gave, describes: for who has looked at it and wants no other.
+    ///
+    /// # Errors
+    /// Its file cannot be opened.
+    pub fn fetch_described(&self, info: NarInfo) -> Result<FetchedNar<File>, CacheError> {
         let file = self
             .open_below(&info.url)
             .map_err(|errno| CacheError::system("open the archive", self.shown(&info.url), errno))?;
@@ -130,20 +138,8 @@ impl Directory {
     pub fn restore(&self, hash_part: &str, parent: BorrowedFd<'_>, name: &OsStr) -> Result<NarInfo, CacheError> {
         let fetched = self.fetch(hash_part)?;
         let info = fetched.info().clone();
-        let mut reader = nar::Reader::new(BufReader::with_capacity(256 * 1024, fetched));
-        nar::restore(&mut reader, parent, name)?;
-        let end = reader.offset();
-        let finished = reader.into_source().into_inner().finish();
-        let checked = finished.and_then(|()| {
-            let what = || format!("it ends after {end} bytes of {}", info.nar_size);
-            let whole = end == info.nar_size;
-            if whole { Ok(()) } else { Err(CacheError::Mismatch { path: info.path.to_string(), what: what() }) }
-        });
-        if checked.is_err() {
-            // The first error is the one to report.
-            let _ = crate::tree::remove(parent, name);
-        }
-        checked.map(|()| info)
+        fetched.restore(parent, name)?;
+        Ok(info)
     }
 
     /// Puts a path into the cache: `write` writes its archive, which is compressed, checked against `info` and signed with
@@ -158,6 +154,25 @@ impl Directory {
         write: impl FnOnce(&mut dyn Write) -> Result<(), NarError>,
         compression: Compression,
         keys: &[SecretKey],
+    ) -> Result<NarInfo, CacheError> {
+        let mut described = self.push_archive(info, write, compression)?;
+        for key in keys {
+            described.sign(key, &self.store);
+        }
+        self.publish(&described)?;
+        Ok(described)
+    }
+
+    /// The first half of [`push`](Self::push): the archive is in the cache, and nothing there speaks of it before what this
+    /// gives is [published](Self::publish).
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub fn push_archive(
+        &self,
+        info: &PathInfo,
+        write: impl FnOnce(&mut dyn Write) -> Result<(), NarError>,
+        compression: Compression,
     ) -> Result<NarInfo, CacheError> {
         let archives = self.path.join(ARCHIVES);
         let failed = |source| CacheError::system("write an archive into", archives.display().to_string(), source);
@@ -181,7 +196,7 @@ impl Directory {
         let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
         let url = format!("{ARCHIVES}/{}{}", file_hash.base32(), compression.suffix());
         file.persist(self.path.join(&url)).map_err(|error| failed(error.error))?;
-        let mut described = NarInfo {
+        Ok(NarInfo {
             path: info.path.clone(),
             url,
             compression,
@@ -193,16 +208,56 @@ impl Directory {
             deriver: info.deriver.clone(),
             signatures: info.signatures.clone(),
             ca: info.ca.clone(),
-        };
-        for key in keys {
-            described.sign(key, &self.store);
-        }
-        let name = format!("{}.narinfo", info.path.hash_part());
+        })
+    }
+
+    /// The second half of [`push`](Self::push): writes the narinfo, whose archive is there.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn publish(&self, described: &NarInfo) -> Result<(), CacheError> {
+        let name = format!("{}.narinfo", described.path.hash_part());
         let failed = |source| CacheError::system("write", self.shown(&name), source);
         let mut file = temporary(&self.path).map_err(failed)?;
         file.write_all(described.to_text(&self.store).as_bytes()).map_err(failed)?;
         file.persist(self.path.join(&name)).map_err(|error| failed(error.error))?;
-        Ok(described)
+        Ok(())
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The store whose paths it has.
+    pub fn store_dir(&self) -> &StoreDir {
+        &self.store
+    }
+
+    /// The bytes of the log of a build; nothing if there is none. Whoever put it there may have compressed it or not, and its
+    /// first bytes tell: its name does not.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn log(&self, drv: &StorePath) -> Result<Option<Box<dyn io::Read>>, CacheError> {
+        let name = format!("log/{drv}");
+        let failed = |source| CacheError::system("open", self.shown(&name), source);
+        let file = match self.open_below(&name) {
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            file => file.map_err(|errno| failed(errno.into()))?,
+        };
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(failed(io::Error::other("it is no regular file")));
+        }
+        let mut start = [0; 6];
+        let count = rustix::io::pread(&file, &mut start, 0).map_err(|errno| failed(errno.into()))?;
+        let compression = match &start[..count] {
+            [b'B', b'Z', b'h', ..] => Compression::Bzip2,
+            [0xfd, b'7', b'z', b'X', b'Z', 0] => Compression::Xz,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+            _ => Compression::None,
+        };
+        Ok(Some(Box::new(Decoder::new(compression, io::BufReader::new(file)).map_err(failed)?)))
     }
 
     /// Opens a file of the cache; a name in a narinfo leads nowhere else.

@@ -1,10 +1,13 @@
 //! An archive on its way out of a cache, checked as it flows.
 
+use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::BorrowedFd;
 
 use super::compression::Decoder;
 use super::{CacheError, NarInfo};
 use crate::hash::{Algorithm, Hash, Hasher};
+use crate::nar;
 
 const BUFFER: usize = 256 * 1024;
 
@@ -53,6 +56,34 @@ impl<R: Read> FetchedNar<R> {
     /// What the cache says of it.
     pub fn info(&self) -> &NarInfo {
         &self.info
+    }
+
+    /// Restores it as `name` in `parent`, which must not exist. What was made is removed again if it is not what its narinfo
+    /// says.
+    ///
+    /// # Errors
+    /// As [`nar::restore`] and [`finish`](Self::finish).
+    pub fn restore(self, parent: BorrowedFd<'_>, name: &OsStr) -> Result<(), CacheError> {
+        let (path, wanted) = (self.info.path.to_string(), self.info.nar_size);
+        let mut reader = nar::Reader::new(BufReader::with_capacity(BUFFER, self));
+        nar::restore(&mut reader, parent, name)?;
+        let (end, as_nix_writes) = (reader.offset(), reader.is_as_nix_writes());
+        let checked = reader.into_source().into_inner().finish().and_then(|()| {
+            let what = if end != wanted {
+                format!("it ends after {end} bytes of {wanted}")
+            } else if !as_nix_writes {
+                // The tree's own hash would be another one than its archive's.
+                "it says nothing of the contents of an empty file, where Nix says that there are none".to_owned()
+            } else {
+                return Ok(());
+            };
+            Err(CacheError::Mismatch { path, what })
+        });
+        if checked.is_err() {
+            // The first error is the one to report.
+            let _ = crate::tree::remove(parent, name);
+        }
+        checked
     }
 
     /// Reads what is left, and says whether all was as the narinfo says: hash and size of the archive, and of the file.

@@ -4,6 +4,8 @@
 
 mod add;
 mod collect;
+mod copy;
+mod log;
 mod query;
 
 use std::ffi::OsString;
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 
 use anchorhold::nar;
 use anchorhold::store::{Access, Direction, Store, StoreError};
-use anchorhold::store_path::StorePath;
+use anchorhold::store_path::{StoreDir, StorePath};
 use anchorhold::tree;
 use clap::Args;
 
@@ -43,6 +45,8 @@ enum Action {
     Import,
     /// Write paths to standard output, for `import` here or `nix-store --import`
     Export(ExportOptions),
+    /// Copy paths and all that they need from one store or binary cache to another; print what went over
+    Copy(copy::CopyOptions),
     /// Write a file or directory to standard output as a Nix archive
     Dump {
         /// A store path, or any file
@@ -59,6 +63,8 @@ enum Action {
     Query(query::QueryOptions),
     /// Say what is known of paths
     PathInfo(query::PathInfoOptions),
+    /// Print what a builder wrote
+    Log(log::LogOptions),
     /// Check that the store is what its database says
     Verify(VerifyOptions),
     /// Remove what no root needs
@@ -110,10 +116,12 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
         Action::Add(options) => add::run(&place, &options),
         Action::Import => import(&place),
         Action::Export(options) => export(&place, &options),
+        Action::Copy(options) => copy::run(&place, &options),
         Action::Dump { path } => dump(&place, &path),
         Action::Restore { path } => restore(&path),
         Action::Query(options) => query::run(&place, &options),
         Action::PathInfo(options) => query::path_info(&place, &options),
+        Action::Log(options) => log::run(&place, &options),
         Action::Verify(options) => verify(&place, &options),
         Action::Gc(options) => collect::run(&place, &options),
         Action::Roots(options) => collect::roots(&place, &options),
@@ -139,31 +147,34 @@ fn quiet(_: &str) {}
 /// The store path that a person means: in full, as a link to it such as `result`, where its files really are, or its name alone.
 /// What lies below a path stands for it.
 fn parse_path(store: &Store, text: &std::ffi::OsStr) -> Result<StorePath, Failure> {
+    find_path(store.dir(), Some(&store.real_dir()), text).ok_or_else(|| {
+        Failure(format!("‘{}’ is not in the store ‘{}’ and no link to it", text.display(), store.root().display()))
+    })
+}
+
+fn find_path(dir: &StoreDir, real_dir: Option<&Path>, text: &std::ffi::OsStr) -> Option<StorePath> {
     if let Some(text) = text.to_str() {
-        if let Ok((path, _)) = store.dir().parse_below(text) {
-            return Ok(path);
+        if let Ok((path, _)) = dir.parse_below(text) {
+            return Some(path);
         }
         if let Ok(path) = text.parse() {
-            return Ok(path);
+            return Some(path);
         }
     }
-    let mut path = std::path::absolute(text)?;
+    let mut path = std::path::absolute(text).ok()?;
     // A link may lead to a link; the kernel follows as many.
     for _ in 0..40 {
-        for directory in [Path::new(store.dir().as_str()), &store.real_dir()] {
+        for directory in [Some(Path::new(dir.as_str())), real_dir].into_iter().flatten() {
             if let Ok(rest) = path.strip_prefix(directory)
                 && let Some(name) = rest.components().next()
                 && let Some(found) = name.as_os_str().to_str().and_then(|name| name.parse().ok())
             {
-                return Ok(found);
+                return Some(found);
             }
         }
-        match std::fs::read_link(&path) {
-            Ok(target) => path = path.parent().unwrap_or(Path::new("/")).join(target),
-            Err(_) => break,
-        }
+        path = path.parent().unwrap_or(Path::new("/")).join(std::fs::read_link(&path).ok()?);
     }
-    Err(Failure(format!("‘{}’ is not in the store ‘{}’ and no link to it", text.display(), store.root().display())))
+    None
 }
 
 fn parse_paths(store: &Store, texts: &[OsString]) -> Result<std::collections::BTreeSet<StorePath>, Failure> {

@@ -36,6 +36,7 @@ pub struct Reader<R> {
     expected: Expected,
     /// The last name of each directory on the way.
     names: Vec<Option<Vec<u8>>>,
+    unsaid_contents: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,12 +52,18 @@ enum Expected {
 impl<R: BufRead> Reader<R> {
     /// A reader of the archive that `source` is about to give.
     pub fn new(source: R) -> Self {
-        Self { source, offset: 0, expected: Expected::Start, names: Vec::new() }
+        Self { source, offset: 0, expected: Expected::Start, names: Vec::new(), unsaid_contents: false }
     }
 
     /// Bytes read so far.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Whether what was read so far is what Nix writes for the same tree, byte for byte. The format leaves one freedom: a
+    /// file without contents may say so or say nothing, and Nix says so.
+    pub fn is_as_nix_writes(&self) -> bool {
+        !self.unsaid_contents
     }
 
     /// The source, with all that follows what was read.
@@ -142,7 +149,10 @@ impl<R: BufRead> Reader<R> {
                 }
                 self.expected = Expected::Contents { left: size, size };
             }
-            b")" => self.expected = Expected::EndOfNode,
+            b")" => {
+                self.unsaid_contents = true;
+                self.expected = Expected::EndOfNode;
+            }
             other => {
                 let word = shown_names([other].into_iter());
                 return Err(self.malformed(format!("‘{word}’ stands where {WANTED} should")));
