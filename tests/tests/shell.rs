@@ -303,7 +303,7 @@ fn a_visitor_of_a_running_build_is_in_its_room() {
     let base = build.derivation.rsplit('/').next().unwrap();
     let first = build.first();
     assert_eq!(world.said(&["shell", "--running"]), format!("running  {base}  {}", first.pid));
-    let ended = build.visit("pwd; printf %s \"$GREETING\"; [ -s count ] && echo counts; cat /proc/1/cmdline; exit 7");
+    let ended = build.visit("pwd; printf %s \"$GREETING\"; until [ -e count ]; do sleep 0.02; done; echo counts; cat /proc/1/cmdline; exit 7");
     assert_eq!(ended.status, 7, "{ended:?}");
     assert!(ended.stdout.starts_with("/build\nit's $HOME\ncounts\n"), "{ended:?}");
     assert!(ended.stdout.contains("while ! [ -e stop ]"), "its processes are in sight: {ended:?}");

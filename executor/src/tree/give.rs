@@ -66,7 +66,7 @@ mod tests {
         std::fs::write(path("outside"), "").unwrap();
         symlink(path("outside"), path("tree/a/link")).unwrap();
         symlink("nothing", path("tree/dangling")).unwrap();
-        std::fs::set_permissions(path("tree/a/b/file"), std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(path("tree/a/b/file"), std::fs::Permissions::from_mode(0o000)).unwrap();
         let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         // Only root can give anything to anybody else; for others the way is the same.
         let to = if me.0 == 0 { (4711, 4712) } else { me };

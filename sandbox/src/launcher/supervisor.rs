@@ -389,7 +389,11 @@ impl Processes {
 }
 
 /// Waits for all processes and adds up.
-pub(super) fn finish(plan: &Plan, room: &mut Processes, watched: Result<(Stop, u64), Error>) -> Result<(End, Account), Error> {
+pub(super) fn finish(
+    plan: &Plan,
+    room: &mut Processes,
+    watched: Result<(Stop, u64), Error>,
+) -> Result<(End, Account), Error> {
     let (stop, output_bytes) = match watched {
         Ok(watched) => watched,
         Err(error) => {
