@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anchorhold_sandbox::layers::cgroup::{
-    Asked, Cgroup, Controller, CpuMax, Error, GroupName, Kind, Layout, Placement, Version, place, sweep_stale,
+    Asked, Cgroup, Controller, CpuMax, Error, Freezer, GroupName, Kind, Layout, Placement, Version, place, sweep_stale,
 };
 use nix::unistd::Pid;
 
@@ -190,6 +190,32 @@ fn kill_without_v2_ends_a_tree_that_keeps_forking() {
         let mut child = end_a_forking_tree(&group);
         group.remove();
         assert_eq!(child.wait().unwrap().signal(), Some(9));
+    }
+}
+
+#[test]
+fn a_room_is_frozen_by_who_knows_only_one_of_its_processes() {
+    let own = Pid::from_raw(i32::try_from(std::process::id()).unwrap());
+    assert_eq!(Freezer::of(own).unwrap(), None, "a group that is no room's is left alone");
+    let asked = Asked { freezer: true, ..Asked::default() };
+    for layout in [Layout::detect().unwrap(), legacy_only()] {
+        let placement = match place(&layout, &asked) {
+            Ok(placement) => placement,
+            Err(unusable) => {
+                println!("skipped: {unusable}");
+                continue;
+            }
+        };
+        let group = Guard(Some(Cgroup::create(&placement, &GroupName::unique().unwrap()).unwrap()));
+        let mut child = waiting_shell("echo ran");
+        group.attach(pid(&child)).unwrap();
+        let freezer = Freezer::of(pid(&child)).unwrap().expect("its group is a room's");
+        freezer.set(true).unwrap();
+        go(&mut child);
+        assert!(child.try_wait().unwrap().is_none(), "it cannot have run");
+        freezer.set(false).unwrap();
+        assert!(child.wait().unwrap().success());
+        group.remove();
     }
 }
 

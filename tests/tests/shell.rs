@@ -222,6 +222,18 @@ fn a_line_that_is_piped_in_is_done() {
 }
 
 #[test]
+fn the_callers_terminal_is_not_handed_over() {
+    let Some(world) = World::new() else { return };
+    let (_, kept) = world.failed("aside", "exit 3");
+    let mut line = Command::new("/bin/sh");
+    line.args(["-c", "\"$@\" | cat", "sh"]).arg(anchorhold());
+    line.args(["shell", &kept, "--", "sh", "-c", "[ -t 0 ] || echo none; tty; cat"]);
+    let (shown, status) = Terminal::start(&line).to_the_end();
+    assert!(shown.contains("none\r\nnot a tty\r\n"), "{shown}");
+    assert_eq!(status, 0, "{shown}");
+}
+
+#[test]
 fn kept_builds_are_named_by_path_hash_and_name() {
     let Some(world) = World::new() else { return };
     let (derivation, kept) = world.failed("unmistakable", "exit 3");
@@ -291,7 +303,7 @@ fn a_visitor_of_a_running_build_is_in_its_room() {
     let base = build.derivation.rsplit('/').next().unwrap();
     let first = build.first();
     assert_eq!(world.said(&["shell", "--running"]), format!("running  {base}  {}", first.pid));
-    let ended = build.visit("pwd; printf %s \"$GREETING\"; [ -s count ] && echo counts; cat /proc/1/cmdline; exit 7");
+    let ended = build.visit("pwd; printf %s \"$GREETING\"; until [ -e count ]; do sleep 0.02; done; echo counts; cat /proc/1/cmdline; exit 7");
     assert_eq!(ended.status, 7, "{ended:?}");
     assert!(ended.stdout.starts_with("/build\nit's $HOME\ncounts\n"), "{ended:?}");
     assert!(ended.stdout.contains("while ! [ -e stop ]"), "its processes are in sight: {ended:?}");

@@ -4,6 +4,9 @@
 //! call ──► graph ──► scheduler ──► realise: policy, hooks, scratch, environment, room ──► launcher
 //!                                           outputs, checks ──► the store, upkeep, hooks; log, record, failure
 //! ```
+//!
+//! Beside the line, for a person who looks inside: keep, visit (a failed build's room once more), running (which builds are at
+//! work), tools (what a visitor brings).
 
 pub mod build_users;
 pub mod builtin;

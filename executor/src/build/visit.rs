@@ -24,8 +24,10 @@ const VISITS: &str = "visits";
 pub enum Streams {
     /// A terminal of the room's own, shown on the visitor's.
     Terminal,
-    /// The visitor's standard input, and pipes.
-    Pipes,
+    /// The visitor's standard input, which is no terminal, and pipes.
+    Input,
+    /// Pipes, and nothing to read: a terminal is never handed over as it is.
+    NoInput,
 }
 
 impl Streams {
@@ -33,7 +35,8 @@ impl Streams {
     pub fn put_into(self, process: &mut Process) {
         (process.stdin, process.output) = match self {
             Self::Terminal => (Stdin::Null, Output::Terminal),
-            Self::Pipes => (Stdin::Inherit, Output::Pipe),
+            Self::Input => (Stdin::Inherit, Output::Pipe),
+            Self::NoInput => (Stdin::Null, Output::Pipe),
         };
     }
 }

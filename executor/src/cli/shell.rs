@@ -97,10 +97,13 @@ fn store(options: &ShellOptions, is_needed: bool) -> Result<Option<Store>, Failu
     }
 }
 
-/// The terminal of the person, if one is there at both ends.
+/// A terminal, if the person has one at both ends; else what was put there.
 fn streams() -> Streams {
-    let is_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    if is_terminal { Streams::Terminal } else { Streams::Pipes }
+    match (std::io::stdin().is_terminal(), std::io::stdout().is_terminal()) {
+        (true, true) => Streams::Terminal,
+        (true, false) => Streams::NoInput,
+        (false, _) => Streams::Input,
+    }
 }
 
 fn tools(

@@ -49,3 +49,35 @@ pub fn give(parent: BorrowedFd<'_>, name: &OsStr, uid: u32, gid: u32) -> Result<
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn everything_in_the_tree_is_given_and_nothing_that_it_points_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::create_dir_all(path("tree/a/b")).unwrap();
+        std::fs::write(path("tree/a/b/file"), "").unwrap();
+        std::fs::write(path("outside"), "").unwrap();
+        symlink(path("outside"), path("tree/a/link")).unwrap();
+        symlink("nothing", path("tree/dangling")).unwrap();
+        std::fs::set_permissions(path("tree/a/b/file"), std::fs::Permissions::from_mode(0o000)).unwrap();
+        let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        // Only root can give anything to anybody else; for others the way is the same.
+        let to = if me.0 == 0 { (4711, 4712) } else { me };
+        let held = std::fs::File::open(directory.path()).unwrap();
+        give(held.as_fd(), "tree".as_ref(), to.0, to.1).unwrap();
+        for name in ["tree", "tree/a", "tree/a/b", "tree/a/b/file", "tree/a/link", "tree/dangling"] {
+            let found = path(name).symlink_metadata().unwrap();
+            assert_eq!((found.uid(), found.gid()), to, "{name}");
+        }
+        assert_eq!(path("outside").metadata().unwrap().uid(), me.0);
+        let error = give(held.as_fd(), "absent".as_ref(), to.0, to.1).unwrap_err();
+        assert!(error.to_string().contains("absent"), "{error}");
+    }
+}
