@@ -1,7 +1,7 @@
 //! `anchorhold build`: derivations, to registered outputs.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anchorhold::build::call::{self, Request};
@@ -11,6 +11,7 @@ use anchorhold::build::result::{self, BuildResult};
 use anchorhold::config::settings::{MaxJobs, Settings};
 use anchorhold::progress::{self, Level, LogFormat};
 use anchorhold::store::{Access, Store};
+use anchorhold::store_path::StorePath;
 use anchorhold_sandbox::quantity::{Duration, Size};
 use clap::Args;
 
@@ -53,6 +54,11 @@ struct BuildOptions {
     /// Build again what is there, and compare every output
     #[arg(long)]
     check: bool,
+
+    /// Make LINK a link to the output, which keeps it for as long as the link is there; other outputs have their names
+    /// behind LINK, further derivations a number
+    #[arg(long, value_name = "LINK", conflicts_with = "check")]
+    root: Option<PathBuf>,
 
     /// Processors that a builder is told to use; 0 lets it find out
     #[arg(long, value_name = "N")]
@@ -121,6 +127,9 @@ fn build(options: &BuildOptions) -> Result<u8, Failure> {
     let policy = policy(options, &settings, &store)?;
     let results = call::build(&store, &policy, &request, &*reporter)?;
     drop(reporter);
+    if let Some(link) = &options.root {
+        add_roots(&store, link, &wanted, &results)?;
+    }
     if options.json {
         let list: Vec<_> = results.iter().map(|result| result.to_json(store.dir())).collect();
         println!("{}", serde_json::to_string_pretty(&list)?);
@@ -133,15 +142,37 @@ fn build(options: &BuildOptions) -> Result<u8, Failure> {
     )))
 }
 
+/// Links as Nix names them: `result`, `result-dev`, `result-1`, `result-1-dev`.
+fn add_roots(store: &Store, link: &Path, wanted: &[Wanted], results: &[BuildResult]) -> Result<(), Failure> {
+    for (number, one) in wanted.iter().enumerate() {
+        let mut base = link.as_os_str().to_owned();
+        if number > 0 {
+            base.push(format!("-{number}"));
+        }
+        for (name, path) in outputs_of(one, results) {
+            let mut link = base.clone();
+            if name != "out" {
+                link.push(format!("-{name}"));
+            }
+            store.add_indirect_root(path, Path::new(&link))?;
+        }
+    }
+    Ok(())
+}
+
+/// The outputs that are asked for by one wanted derivation, as far as they are there.
+fn outputs_of<'a>(one: &'a Wanted, results: &'a [BuildResult]) -> impl Iterator<Item = (&'a String, &'a StorePath)> {
+    results
+        .iter()
+        .filter(|result| result.derivation == one.derivation)
+        .flat_map(|result| &result.outputs)
+        .filter(|(name, _)| one.outputs.is_empty() || one.outputs.contains(*name))
+}
+
 /// One wanted output a line, in the order in which they were asked for.
 fn print_outputs(store: &Store, wanted: &[Wanted], results: &[BuildResult]) {
-    for one in wanted {
-        let Some(result) = results.iter().find(|result| result.derivation == one.derivation) else { continue };
-        for (name, path) in &result.outputs {
-            if one.outputs.is_empty() || one.outputs.contains(name) {
-                println!("{}", store.dir().display(path));
-            }
-        }
+    for (_, path) in wanted.iter().flat_map(|one| outputs_of(one, results)) {
+        println!("{}", store.dir().display(path));
     }
 }
 
