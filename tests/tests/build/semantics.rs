@@ -642,4 +642,17 @@ fn a_failed_build_is_kept_on_request_as_a_copy_of_the_callers_own() {
         .flatten()
         .find(|entry| entry.file_name().to_string_lossy().starts_with(".attr-"));
     assert_eq!(fs::read_to_string(passed.unwrap().path()).unwrap(), "long text");
+
+    // One whose outputs are refused has failed as well.
+    let refused = "echo mine > file; mkfifo $out; echo said";
+    let mismatch = Recipe::new(&world, "mismatch", "echo mine > file; echo said > $out; echo said");
+    for (recipe, class) in [
+        (Recipe::new(&world, "refused", refused), "OutputRejected"),
+        (mismatch.fixed("flat", "sha256", HELLO[4].2[0]), "HashMismatch"),
+    ] {
+        let ended = world.fails_with(&recipe, class, &["--keep-failed"]);
+        let kept = ended.results[0]["kept"].as_str().unwrap_or_else(|| panic!("{}", ended.err)).to_owned();
+        assert_eq!(fs::read_to_string(format!("{kept}/build/file")).unwrap(), "mine\n");
+        ended.says(&[&kept, "> said", "store log", "to try again"]);
+    }
 }
