@@ -63,7 +63,7 @@ pub fn build(
     let mut results = scheduler::run(&graph.order, request.jobs, request.keep_going, Slot::default, |slot, path| {
         let begun = Instant::now();
         let result = match (wrong.get(path), graph.derivations.get(path)) {
-            (Some(why), _) => BuildResult::new(path.clone(), Status::InputRejected, why.clone()),
+            (Some(why), _) => BuildResult::new(path.clone(), Status::InputRejected, format!("was not started: {why}")),
             (None, Some(derivation)) => realiser.build(slot, path, derivation),
             (None, None) => BuildResult::new(path.clone(), Status::MiscFailure, "it is not part of the plan"),
         };

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::time::{Instant, SystemTime};
 
-use anchorhold_sandbox::Host;
 use anchorhold_sandbox::host::Wanted;
 use anchorhold_sandbox::ids::Reservation;
 use anchorhold_sandbox::outcome::End;
 use anchorhold_sandbox::room::Outside;
+use anchorhold_sandbox::{Host, Room};
 
 use super::build_users::BuildUser;
 use super::environment::{self, BuilderInput};
@@ -249,13 +249,50 @@ impl Attempt<'_> {
 
         self.result.times = Some((SystemTime::now(), std::time::Duration::ZERO));
         telling.started(self.path);
-        if derivation.is_builtin() {
+        let room = if derivation.is_builtin() {
             builtin::run(derivation, &scratch)
                 .map_err(|why| Stopped::new(Status::PermanentFailure, format!("failed: {why}")))?;
+            None
         } else {
-            self.run_builder(slot, &scratch, &inputs, extra_paths, grants, command)?;
+            Some(self.run_builder(slot, &scratch, &inputs, extra_paths, grants, command)?)
+        };
+        let done = self.take_outputs(slot, &scratch, &inputs, &options);
+        if let (Err(stopped), Some(room)) = (&done, &room)
+            && stopped.status != Status::NotDeterministic
+        {
+            self.explain(&scratch, room);
         }
+        done?;
+        if !check {
+            self.look_after(&wanted)?;
+        }
+        drop(locks);
+        Ok(Status::Built)
+    }
 
+    /// What the operator wants done about new outputs, which are valid by now.
+    fn look_after(&self, outputs: &BTreeMap<String, StorePath>) -> Result<(), Stopped> {
+        let Realiser { store, policy, telling, .. } = *self.realiser;
+        policy
+            .upkeep
+            .optimise(store, outputs.values(), &mut |line| telling.warn(line))
+            .unwrap_or_else(|error| telling.warn(&format!("new outputs could not be optimised: {error}")));
+        let outputs: Vec<_> = outputs.values().map(|path| store.dir().display(path)).collect();
+        let mut tell = |line: &str| telling.notice(&format!("post-build-hook: {line}"));
+        policy.hooks.after(&store.dir().display(self.path), &outputs, store.root(), &mut tell).map_err(|error| {
+            Stopped::new(Status::MiscFailure, format!("was built and its outputs are valid, but {error}"))
+        })
+    }
+
+    /// Takes what the builder has left, and registers it or, for a check, compares it.
+    fn take_outputs(
+        &self,
+        slot: &Slot,
+        scratch: &Scratch,
+        inputs: &[StorePath],
+        options: &Options,
+    ) -> Result<(), Stopped> {
+        let Realiser { store, policy, check, .. } = *self.realiser;
         let left = scratch.open("store").map_err(Stopped::misc)?;
         let mine = rustix::process::geteuid().as_raw();
         let (builder, store_owner, outside_links) = match slot.ids.as_ref().and_then(Ids::owner) {
@@ -264,9 +301,15 @@ impl Attempt<'_> {
             None => (mine, None, OutsideLinks::Refuse),
         };
         let owned = tree::Policy { owners: builder..=builder, store_owner, outside_links };
-        let taken =
-            outputs::take(derivation, left.as_fd(), store.dir(), &inputs, &owned, &options.unsafe_discard_references)?;
-        check_outputs(store, &options, &taken)
+        let taken = outputs::take(
+            self.derivation,
+            left.as_fd(),
+            store.dir(),
+            inputs,
+            &owned,
+            &options.unsafe_discard_references,
+        )?;
+        check_outputs(store, options, &taken)
             .map_err(|violation| Stopped::new(Status::OutputRejected, format!("made what it must not: {violation}")))?;
         if check {
             let differing = outputs::compare(store, left.as_fd(), &taken, policy.keep_failed).map_err(Stopped::misc)?;
@@ -275,23 +318,25 @@ impl Attempt<'_> {
             }
         } else {
             outputs::register(store, left.as_fd(), self.path, &taken, &policy.upkeep).map_err(|why| self.disk(&why))?;
-            policy
-                .upkeep
-                .optimise(store, wanted.values(), &mut |line| telling.warn(line))
-                .unwrap_or_else(|error| telling.warn(&format!("new outputs could not be optimised: {error}")));
-            let outputs: Vec<_> = wanted.values().map(|path| store.dir().display(path)).collect();
-            policy
-                .hooks
-                .after(&drv_path, &outputs, store.root(), &mut |line| {
-                    telling.notice(&format!("post-build-hook: {line}"));
-                })
-                .map_err(|error| {
-                    let message = format!("was built and its outputs are valid, but {error}");
-                    Stopped::new(Status::MiscFailure, message)
-                })?;
         }
-        drop(locks);
-        Ok(Status::Built)
+        Ok(())
+    }
+
+    /// Keeps what a build that failed has left, if that is wanted, and says what to know and to do.
+    fn explain(&mut self, scratch: &Scratch, room: &Room) {
+        let Realiser { store, policy, telling, .. } = *self.realiser;
+        if policy.keep_failed {
+            match keep::keep(scratch, self.derivation, room) {
+                Ok((kept, left_out)) => {
+                    self.result.kept = Some(kept);
+                    for file in left_out {
+                        telling.warn(&format!("the kept build is without {file}"));
+                    }
+                }
+                Err(error) => telling.warn(&format!("the failed build could not be kept: {error}")),
+            }
+        }
+        self.result.advice = failure::advice(&self.result, store, policy);
     }
 
     /// Runs the builder in its room, and stops here unless it ended well.
@@ -303,7 +348,7 @@ impl Attempt<'_> {
         extra_paths: Vec<SandboxPath>,
         grants: super::room::Grants,
         command: BuilderInput,
-    ) -> Result<(), Stopped> {
+    ) -> Result<Room, Stopped> {
         let Realiser { store, policy, telling, .. } = *self.realiser;
         for file in &command.files {
             scratch.write(&file.name, &file.contents).map_err(|error| self.disk(&error))?;
@@ -376,20 +421,9 @@ impl Attempt<'_> {
         self.result.seal = Some(seal);
         self.result.refused = refused;
         match stopped {
-            None => Ok(()),
+            None => Ok(room),
             Some(stopped) => {
-                if policy.keep_failed {
-                    match keep::keep(scratch, self.derivation, &room) {
-                        Ok((kept, left_out)) => {
-                            self.result.kept = Some(kept);
-                            for file in left_out {
-                                telling.warn(&format!("the kept build is without {file}"));
-                            }
-                        }
-                        Err(error) => telling.warn(&format!("the failed build could not be kept: {error}")),
-                    }
-                }
-                self.result.advice = failure::advice(&self.result, store, policy);
+                self.explain(scratch, &room);
                 Err(stopped)
             }
         }

@@ -80,6 +80,12 @@ fn derivations_in_the_store_are_taken_as_an_enemys_as_well() {
     built_by_hand(&world, "twice", &aterm(&twice, &system, &sh, "")).says(&["out"]);
     let same = format!(r#"("dev","{path}-same","",""),("out","{path}-same","","")"#);
     built_by_hand(&world, "same", &aterm(&same, &system, &sh, ""));
+    for (name, output) in [("floating", r#"("out","","r:sha256","")"#), ("impure", r#"("out","","r:sha256","impure")"#)]
+    {
+        let ended = built_by_hand(&world, name, &aterm(output, &system, &sh, ""));
+        assert_eq!(ended.results[0]["status"], "InputRejected", "{}", ended.err);
+        ended.says(&["was not started: ", "does not build these yet"]);
+    }
     // Well written, but its output is not the one that follows from it: it could be anybody's.
     let victim = world.add_file("victim", "good");
     let wrong = aterm(&format!(r#"("out","{path}-wrong","","")"#), &system, &sh, &format!(r#"("out","{path}-wrong")"#));
@@ -364,19 +370,96 @@ fn a_read_only_store_says_what_is_there_and_builds_nothing() {
     world.is_whole();
 }
 
-/// In a file system of 40 MiB, of which the store's own reserve takes 8.
+/// In a file system of 40 MiB, of which the store's own reserve takes 8: with outputs that fill it, and some that nearly do, so that there
+/// is no room for their registration.
 #[test]
 fn a_full_disk_fails_the_build_and_nothing_else() {
     let world = World::new();
-    let large = world.derivation(&Recipe::new(&world, "large", "head -c 60000000 /dev/urandom > $out"));
+    let sizes = [60, 31, 30, 29, 28, 27, 26, 24];
+    let filling: Vec<String> = sizes
+        .iter()
+        .map(|size| {
+            world.derivation(&Recipe::new(&world, "large", &format!("head -c {size}000000 /dev/urandom > $out")))
+        })
+        .collect();
     let small = world.derivation(&Recipe::new(&world, "small", "echo > $out"));
+    for derivation in filling.iter().chain([&small]) {
+        let name = derivation.rsplit('/').next().unwrap();
+        std::os::unix::fs::symlink(derivation, world.root().join("nix/var/nix/gcroots").join(name)).unwrap();
+    }
     let script = r#"cp -a "$ROOT" "$SAVED" && mount -t tmpfs -o size=40m,mode=755 tmpfs "$ROOT" && cp -a "$SAVED/." "$ROOT" && echo mounted || exit 9
-        BUILD "$LARGE"; echo "status $?"
+        for drv in $FILLING; do
+            BUILD "$drv"; echo "status $?"
+            "$BIN" store verify --check-contents || echo broken
+            "$BIN" store gc > /dev/null || echo stuck
+        done
         BUILD "$SMALL" && echo "small is there"
-        "$BIN" store verify --check-contents && echo whole
         ls "$ROOT/nix/var/nix/anchorhold/builds" | wc -l"#;
-    let Some((_, said)) = where_one_may_mount(&world, script, &[("LARGE", &large), ("SMALL", &small)]) else { return };
-    assert!(said.contains("No space left on device") && said.contains("status 1\n"), "{said}");
-    assert!(said.contains("small is there") && said.contains("whole"), "{said}");
+    let given = [("FILLING", filling.join(" ")), ("SMALL", small)];
+    let given: Vec<(&str, &str)> = given.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let Some((_, said)) = where_one_may_mount(&world, script, &given) else { return };
+    let statuses: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("status ")).collect();
+    assert_eq!((statuses.first(), statuses.last()), (Some(&"1"), Some(&"0")), "{said}");
+    assert!(statuses.iter().all(|status| ["0", "1"].contains(status)), "{said}");
+    assert!(said.contains("No space left on device") && said.contains("the disk is full"), "{said}");
+    assert!(!said.contains("broken") && !said.contains("stuck") && !said.contains("panicked"), "{said}");
+    assert!(said.contains("small is there"), "{said}");
     assert_eq!(said.lines().last(), Some("0"), "{said}");
+}
+
+/// Whoever comes first builds; nothing is built twice, and everybody has everything in the end.
+#[test]
+fn calls_at_once_share_the_work() {
+    let world = World::new();
+    let mut above = Recipe::new(&world, "above", "echo > $out");
+    let mut all = Vec::new();
+    for number in 0..12 {
+        let name = format!("part-{number}");
+        let part = world.derivation(&Recipe::new(&world, &name, "cat /proc/sys/kernel/random/uuid > $out"));
+        above = above.needs(&world, &format!("part_{number}"), &part, "out");
+        all.push(part);
+    }
+    all.push(world.derivation(&above));
+    let top = all.last().unwrap();
+    let calls: Vec<_> = (0..3)
+        .map(|_| {
+            let mut command = world.command(["build", "--json", "--jobs", "2", "--option", "timeout", "60", top]);
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let ended: Vec<Ended> = calls.into_iter().map(|call| Ended::of(&call.wait_with_output().unwrap())).collect();
+    for one in &ended {
+        assert_eq!(one.code, 0, "{}", one.err);
+    }
+    for derivation in &all {
+        let built = ended.iter().filter(|one| one.status(derivation) == "Built").count();
+        assert_eq!(built, 1, "{derivation} was built {built} times");
+    }
+    world.is_whole();
+}
+
+/// What a running build needs and what it will make is no garbage.
+#[test]
+fn the_collector_takes_nothing_from_a_running_build() {
+    let world = World::new();
+    let gate = world.gate();
+    let text = world.add_file("text", "text");
+    let script = "echo here; while ! test -e /gate/open; do :; done; cat $text > $out; echo $text >> $out";
+    let derivation = world.derivation(&Recipe::new(&world, "builds", script).source("text", &text));
+    let garbage = world.add_file("garbage", "garbage");
+    let arguments =
+        ["build", "--option", "timeout", "60", "--option", "extra-sandbox-paths", &gate.option, &derivation];
+    let mut running = world.start(&arguments);
+    running.line_with("> here");
+    world.said(&["store", "gc"]);
+    let valid = world.valid();
+    assert!(!valid.contains(&garbage), "the collector did its work");
+    for path in [&text, &world.tools, &derivation] {
+        assert!(valid.contains(path), "{path} was taken");
+    }
+    gate.open();
+    let ended = running.ended();
+    assert_eq!(ended.status, 0, "{}", ended.stdout);
+    assert_eq!(world.read(ended.stdout.lines().last().unwrap()), format!("text{text}\n"));
+    world.is_whole();
 }

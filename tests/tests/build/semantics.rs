@@ -529,6 +529,33 @@ fn outputs_that_are_there_are_left_as_they_are_and_the_missing_ones_are_built() 
     assert_eq!(world.build(&[&derivation], &[]).status(&derivation), "AlreadyValid");
 }
 
+/// The build directory lies on another file system than the store, so that outputs are copied instead of moved.
+#[test]
+fn outputs_from_another_file_system_are_the_same() {
+    use std::os::unix::fs::MetadataExt;
+    let (moved, copied) = (World::new(), World::new());
+    let Ok(directory) = tempfile::tempdir_in("/dev/shm") else { return anchorhold_tests::skip("there is no /dev/shm") };
+    let device = |path: &std::path::Path| fs::metadata(path).unwrap().dev();
+    if device(directory.path()) == device(copied.directory.path()) {
+        return anchorhold_tests::skip("directories for temporary files and /dev/shm are on one file system");
+    }
+    let builds = directory.path().join("builds");
+    let option = ["--option", "build-dir", builds.to_str().unwrap()];
+    for name in ["forms", "parts", "self", "link", "fixed-nar-sha256"] {
+        let recipe = |world| recipes(world).into_iter().find(|recipe| recipe.json()["name"] == name).unwrap();
+        let here = moved.built(&recipe(&moved));
+        let there = copied.built_with(&recipe(&copied), &option);
+        assert_eq!(here, there);
+        let facts =
+            |world: &World| ["narHash", "narSize", "references", "ca"].map(|key| world.facts(&here)[key].clone());
+        assert_eq!(facts(&moved), facts(&copied), "{name}");
+    }
+    let failing = Recipe::new(&copied, "failing", "mkdir $out; echo x > $out/x; exit 1");
+    copied.fails_with(&failing, "PermanentFailure", &option);
+    assert_eq!(fs::read_dir(&builds).unwrap().count(), 0, "something is left");
+    copied.is_whole();
+}
+
 #[test]
 fn a_second_build_that_gives_something_else_is_told_of_every_output() {
     let world = World::new();
@@ -615,4 +642,17 @@ fn a_failed_build_is_kept_on_request_as_a_copy_of_the_callers_own() {
         .flatten()
         .find(|entry| entry.file_name().to_string_lossy().starts_with(".attr-"));
     assert_eq!(fs::read_to_string(passed.unwrap().path()).unwrap(), "long text");
+
+    // One whose outputs are refused has failed as well.
+    let refused = "echo mine > file; mkfifo $out; echo said";
+    let mismatch = Recipe::new(&world, "mismatch", "echo mine > file; echo said > $out; echo said");
+    for (recipe, class) in [
+        (Recipe::new(&world, "refused", refused), "OutputRejected"),
+        (mismatch.fixed("flat", "sha256", HELLO[4].2[0]), "HashMismatch"),
+    ] {
+        let ended = world.fails_with(&recipe, class, &["--keep-failed"]);
+        let kept = ended.results[0]["kept"].as_str().unwrap_or_else(|| panic!("{}", ended.err)).to_owned();
+        assert_eq!(fs::read_to_string(format!("{kept}/build/file")).unwrap(), "mine\n");
+        ended.says(&[&kept, "> said", "store log", "to try again"]);
+    }
 }
