@@ -60,7 +60,7 @@ struct World {
 impl World {
     fn new(group: &'static str) -> Result<Self, String> {
         let root = std::env::var_os("ANCHORHOLD_NEWER_NIX").map(PathBuf::from).unwrap_or_default();
-        if !root.join("usr/bin/nix").exists() {
+        if !root.join("etc/newer-nix-edition").exists() {
             return Err(
                 "no newer Nix: scripts/newer-nix make, and ANCHORHOLD_NEWER_NIX set to what it prints".to_owned()
             );
@@ -180,11 +180,11 @@ fn time_and_silence_end_a_build_and_all_of_it() {
         build 101 'sleep 1357 & sleep 1357' --max-silent-time 1
         # What was killed needs a moment to be gone.
         for try in $(seq 100); do
-            left=$(busybox ps -o args | grep -c '[s]leep 1357' || true)
+            left=$(busybox ps -o comm | grep -cx sleep || true)
             [ "$left" != 0 ] || exit 0
             sleep 0.1
         done
-        busybox ps -o pid,args
+        busybox ps -o pid,comm
         exit 1
         "#,
     );
@@ -269,7 +269,7 @@ fn an_untrusted_user_builds_through_the_daemon() {
             while [ ! -S /nix/var/nix/daemon-socket/socket ]; do sleep 0.05; done
             mkdir -m 777 /tmp/client
             printf 'experimental-features = nix-command\nsubstitute = false\n' > /tmp/client/nix.conf
-            chmod 755 /tmp /tmp/conf
+            chmod 755 /tmp/conf
             alice() {
                 setpriv --reuid alice --regid alice --clear-groups env NIX_REMOTE=daemon NIX_CONF_DIR=/tmp/client \
                     XDG_CACHE_HOME=/tmp/client HOME=/tmp/client "$@"
@@ -312,7 +312,7 @@ fn an_interrupt_ends_the_build() {
             wait $! || status=$?
             # What was killed needs a moment to be gone.
             for try in $(seq 100); do
-                left=$(busybox ps -o args | grep -c '[s]leep 2468' || true)
+                left=$(busybox ps -o comm | grep -cx sleep || true)
                 [ "$left" != 0 ] || break
                 sleep 0.1
             done
