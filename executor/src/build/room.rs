@@ -1,15 +1,16 @@
 //! The room of a build, as a pure function of what the build is and what policy allows.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use anchorhold_sandbox::Room;
 use anchorhold_sandbox::quantity::Size;
 use anchorhold_sandbox::room::{
     Devices, Entry, Identity, Limits, Network, NetworkMode, Output, Outside, Personality, Process, Profile,
 };
 use anchorhold_sandbox::text::Text;
+use anchorhold_sandbox::{Layer, Room};
 
 use super::environment::BuilderInput;
 use crate::store_path::{StoreDir, StorePath};
@@ -121,8 +122,14 @@ pub fn room(parts: Parts<'_>) -> Room {
             .iter()
             .map(|input| read_only(store_dir.join(input.as_str()), parts.real_store.join(input.as_str()), false)),
     );
+    // Where the host's own directories are seen, what they have is what counts.
+    let hidden = |path: &&SandboxPath| parts.grants.no_room && HOST.iter().any(|host| path.inside.starts_with(host));
     mounts.extend(
-        parts.sandbox_paths.iter().map(|path| read_only(path.inside.clone(), path.outside.clone(), path.optional)),
+        parts
+            .sandbox_paths
+            .iter()
+            .filter(|path| !hidden(path))
+            .map(|path| read_only(path.inside.clone(), path.outside.clone(), path.optional)),
     );
     if parts.grants.no_room {
         mounts.extend(HOST.iter().map(|path| read_only(path.into(), path.into(), true)));
@@ -136,6 +143,8 @@ pub fn room(parts: Parts<'_>) -> Room {
     };
     Room {
         profile,
+        // The host's /etc stands where the generated one would.
+        without: if parts.grants.no_room { [Layer::Etc].into() } else { BTreeSet::new() },
         identity: Identity { home: build_dir.to_owned(), outside: parts.outside, ..Identity::default() },
         mounts,
         devices: Devices { kvm: parts.grants.kvm, shm_size: parts.shm_size },

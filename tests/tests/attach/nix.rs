@@ -172,12 +172,14 @@ fn a_failed_build_is_kept() {
 }
 
 #[test]
-fn time_and_silence_end_a_build_and_all_of_it() {
+fn time_and_silence_and_too_long_a_log_end_a_build_and_all_of_it() {
     for_every_user(
         r#"
         build 101 'sleep 1357 & sleep 1357' --timeout 1
         said 'timed out after 1 seconds'
         build 101 'sleep 1357 & sleep 1357' --max-silent-time 1
+        build 1 'sleep 1357 & while true; do echo and again; done' --option max-build-log-size 10000
+        said 'more than 10000 bytes of log'
         # What was killed needs a moment to be gone.
         for try in $(seq 100); do
             left=$(busybox ps -o comm | grep -cx sleep || true)
@@ -237,6 +239,36 @@ E
         import /tmp/thing.nix { name = "file"; script = "cat $textPath > $out"; more = { text = "in a file"; passAsFile = [ "text" ]; }; }
 E
         [ "$(cat $(nix-build /tmp/file.nix --no-out-link))" = 'in a file' ]
+        "#,
+    );
+}
+
+#[test]
+fn outputs_that_are_named_by_what_they_hold() {
+    for_every_user(
+        r#"
+        cat > /tmp/floating.nix <<'E'
+        import /tmp/thing.nix { name = "floating"; script = "mkdir $out; echo $out > $out/itself"; more = {
+          __contentAddressed = true; outputHashAlgo = "sha256"; outputHashMode = "recursive"; }; }
+E
+        sed -i 's/^experimental-features.*/& ca-derivations/' $NIX_CONF_DIR/nix.conf
+        out=$(nix-build /tmp/floating.nix --no-out-link)
+        [ "$(cat $out/itself)" = $out ]
+        nix-build /tmp/floating.nix --no-out-link --check
+        "#,
+    );
+}
+
+#[test]
+fn a_store_whose_files_lie_elsewhere() {
+    for_every_user(
+        r#"
+        export NIX_REMOTE=/nix/elsewhere
+        export TOOLS=$(nix-store --add /tmp/busybox)
+        build 100 'echo hello > $out; ls -d /nix/elsewhere'
+        build 0 'echo hello > $out; [ ! -e /nix/elsewhere ]'
+        out=$(tail -n 1 /tmp/said)
+        [ "$(cat /nix/elsewhere$out)" = hello ] && [ ! -e $out ]
         "#,
     );
 }
