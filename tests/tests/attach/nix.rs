@@ -60,7 +60,7 @@ struct World {
 impl World {
     fn new(group: &'static str) -> Result<Self, String> {
         let root = std::env::var_os("ANCHORHOLD_NEWER_NIX").map(PathBuf::from).unwrap_or_default();
-        if !root.join("usr/bin/nix").exists() {
+        if !root.join("etc/newer-nix-edition").exists() {
             return Err(
                 "no newer Nix: scripts/newer-nix make, and ANCHORHOLD_NEWER_NIX set to what it prints".to_owned()
             );
@@ -104,12 +104,17 @@ impl World {
 /// Does it for root without build users, or the user who runs the tests, and for build users.
 #[track_caller]
 fn for_every_user(script: &str) {
-    for group in ["", "nixbld"] {
+    for group in groups() {
         match World::new(group) {
             Ok(world) => drop(world.run(script)),
-            Err(reason) => skip(&reason),
+            Err(reason) => return skip(&reason),
         }
     }
+}
+
+/// The groups of build users that whoever runs the tests can have. The empty name is that of none.
+fn groups() -> &'static [&'static str] {
+    if is_root() { &["", "nixbld"] } else { &[""] }
 }
 
 #[test]
@@ -172,19 +177,21 @@ fn a_failed_build_is_kept() {
 }
 
 #[test]
-fn time_and_silence_end_a_build_and_all_of_it() {
+fn time_and_silence_and_too_long_a_log_end_a_build_and_all_of_it() {
     for_every_user(
         r#"
         build 101 'sleep 1357 & sleep 1357' --timeout 1
         said 'timed out after 1 seconds'
         build 101 'sleep 1357 & sleep 1357' --max-silent-time 1
+        build 1 'sleep 1357 & while true; do echo and again; done' --option max-build-log-size 10000
+        said 'more than 10000 bytes of log'
         # What was killed needs a moment to be gone.
         for try in $(seq 100); do
-            left=$(busybox ps -o args | grep -c '[s]leep 1357' || true)
+            left=$(busybox ps -o comm | grep -cx sleep || true)
             [ "$left" != 0 ] || exit 0
             sleep 0.1
         done
-        busybox ps -o pid,args
+        busybox ps -o pid,comm
         exit 1
         "#,
     );
@@ -242,6 +249,36 @@ E
 }
 
 #[test]
+fn outputs_that_are_named_by_what_they_hold() {
+    for_every_user(
+        r#"
+        cat > /tmp/floating.nix <<'E'
+        import /tmp/thing.nix { name = "floating"; script = "mkdir $out; echo $out > $out/itself"; more = {
+          __contentAddressed = true; outputHashAlgo = "sha256"; outputHashMode = "recursive"; }; }
+E
+        sed -i 's/^experimental-features.*/& ca-derivations/' $NIX_CONF_DIR/nix.conf
+        out=$(nix-build /tmp/floating.nix --no-out-link)
+        [ "$(cat $out/itself)" = $out ]
+        nix-build /tmp/floating.nix --no-out-link --check
+        "#,
+    );
+}
+
+#[test]
+fn a_store_whose_files_lie_elsewhere() {
+    for_every_user(
+        r#"
+        export NIX_REMOTE=/nix/elsewhere
+        export TOOLS=$(nix-store --add /tmp/busybox)
+        build 100 'echo hello > $out; ls -d /nix/elsewhere'
+        build 0 'echo hello > $out; [ ! -e /nix/elsewhere ]'
+        out=$(tail -n 1 /tmp/said)
+        [ "$(cat /nix/elsewhere$out)" = hello ] && [ ! -e $out ]
+        "#,
+    );
+}
+
+#[test]
 fn what_policy_refuses_nix_says() {
     for_every_user(
         r#"
@@ -269,7 +306,7 @@ fn an_untrusted_user_builds_through_the_daemon() {
             while [ ! -S /nix/var/nix/daemon-socket/socket ]; do sleep 0.05; done
             mkdir -m 777 /tmp/client
             printf 'experimental-features = nix-command\nsubstitute = false\n' > /tmp/client/nix.conf
-            chmod 755 /tmp /tmp/conf
+            chmod 755 /tmp/conf
             alice() {
                 setpriv --reuid alice --regid alice --clear-groups env NIX_REMOTE=daemon NIX_CONF_DIR=/tmp/client \
                     XDG_CACHE_HOME=/tmp/client HOME=/tmp/client "$@"
@@ -294,13 +331,10 @@ fn an_untrusted_user_builds_through_the_daemon() {
 
 #[test]
 fn an_interrupt_ends_the_build() {
-    for group in ["", "nixbld"] {
+    for group in groups() {
         let world = match World::new(group) {
             Ok(world) => world,
-            Err(reason) => {
-                skip(&reason);
-                continue;
-            }
+            Err(reason) => return skip(&reason),
         };
         // With job control, because a shell without it has what it starts in the background ignore interrupts.
         let script = r#"
@@ -312,7 +346,7 @@ fn an_interrupt_ends_the_build() {
             wait $! || status=$?
             # What was killed needs a moment to be gone.
             for try in $(seq 100); do
-                left=$(busybox ps -o args | grep -c '[s]leep 2468' || true)
+                left=$(busybox ps -o comm | grep -cx sleep || true)
                 [ "$left" != 0 ] || break
                 sleep 0.1
             done

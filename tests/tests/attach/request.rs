@@ -23,7 +23,7 @@ macro_rules! world {
 
 #[test]
 fn a_build_runs_at_build_with_its_own_environment_and_nothing_else() {
-    let mut world = world!("pwd; id -u; env; ls /proc/self/fd; cat in > $out", &["out"]);
+    let mut world = world!("pwd; id -u; env; ls -1 /proc/self/fd; cat in > $out", &["out"]);
     fs::write(world.top().join("build/in"), "from Nix").unwrap();
     world.request["env"]["greeting"] = "hello".into();
     let attached = world.attach(&[]);
@@ -130,7 +130,8 @@ fn what_policy_refuses_is_not_started() {
     let mut world = world!("echo 1 > $out", &["out"]);
     world.request["env"]["__noChroot"] = "1".into();
     assert!(world.attach(&[]).error().contains("sets ‘__noChroot’"));
-    assert_eq!(world.attach(&["--option", "sandbox", "relaxed"]).status, Some(0));
+    let attached = world.attach(&["--option", "sandbox", "relaxed"]);
+    assert_eq!(attached.status, Some(0), "{attached:?}");
 }
 
 #[test]
@@ -155,9 +156,9 @@ fn a_path_that_follows_from_its_hash_opens_the_network() {
     world.request["outputs"]["out"] = PATH.into();
     let attached = world.attach(&[]);
     if let Some(error) = &attached.error
-        && error.contains("pasta")
+        && error.contains("‘thing’: network: ")
     {
-        return skip("no way out to the network here: pasta is missing or cannot run");
+        return skip("no way out to the network here: anchorhold doctor says why");
     }
     assert_eq!(attached.status, Some(0), "{attached:?}");
     let devices = attached.log().lines().filter(|line| line.contains(':')).count();
