@@ -26,7 +26,7 @@ pub fn advice(result: &BuildResult, store: &Store, policy: &Policy) -> Vec<Strin
             .map_or_else(String::new, |bytes| format!(", {} MiB of memory at its most", bytes >> 20));
         lines.push(format!("it took {:.1} s, {processor:.1} s of the processor{memory}", account.wall_seconds));
     }
-    lines.push(format!("to try again: anchorhold build --store {root} {drv}"));
+    lines.extend(policy.again.as_ref().map(|command| format!("to try again: {command} {drv}")));
     match &result.kept {
         Some(kept) => {
             let kept = kept.display();

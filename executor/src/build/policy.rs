@@ -58,6 +58,8 @@ pub struct Policy {
     pub keep_failed: bool,
     /// How many lines of a failed build's log are repeated.
     pub log_lines: usize,
+    /// The command that does a build again, but for the derivation: what a failure advises. Nothing where no person can do it.
+    pub again: Option<String>,
     /// The group whose members builds run as; without one each build of root's has an id of its own.
     pub build_users_group: Option<String>,
     /// The operator's programs around a build.

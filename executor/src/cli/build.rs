@@ -97,6 +97,40 @@ struct BuildOptions {
     json: bool,
 }
 
+impl BuildOptions {
+    /// The command that makes the same build in the same way again, but for the derivation.
+    fn again(&self, store: &Store) -> String {
+        fn given<T: ToString>(name: &str, value: Option<&T>) -> Option<[String; 2]> {
+            value.map(|value| [name.to_owned(), value.to_string()])
+        }
+        let mut words = vec!["anchorhold".to_owned(), "build".to_owned()];
+        words.extend(["--store".to_owned(), store.root().display().to_string()]);
+        words.extend(self.config.words());
+        let limits = [
+            given("--cores", self.cores.as_ref()),
+            given("--timeout", self.timeout.as_ref()),
+            given("--max-silent-time", self.max_silent_time.as_ref()),
+            given("--max-build-log-size", self.max_build_log_size.as_ref()),
+            given("--memory", self.memory.as_ref()),
+            given("--pids", self.pids.as_ref()),
+            given("--cpu", self.cpu.as_ref()),
+        ];
+        words.extend(limits.into_iter().flatten().flatten());
+        words.extend(self.check.then(|| "--check".to_owned()));
+        words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// As one word of a shell, in quotes only where it needs them.
+fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./=:,+@%^".contains(letter);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
 fn run(matches: &clap::ArgMatches) -> ExitCode {
     let options: BuildOptions = options(matches);
     match build(&options) {
@@ -201,6 +235,7 @@ pub(super) fn target(store: &Store, text: &str) -> Result<Wanted, Failure> {
 fn policy(options: &BuildOptions, settings: &Settings, store: &Store) -> Result<Policy, Failure> {
     let builds = settings.build_dir.clone().unwrap_or_else(|| store.state_dir().join("anchorhold/builds"));
     let mut base = super::policy::by_settings(settings, builds);
+    base.again = Some(options.again(store));
     base.upkeep.keys = super::policy::secret_keys(settings)?;
     Ok(Policy {
         cores: options.cores.unwrap_or(base.cores),

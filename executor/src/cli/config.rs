@@ -45,6 +45,15 @@ impl ConfigOptions {
         self.load_from(Sources { user: None, ..Sources::standard() })
     }
 
+    /// The same options as words of a command line, with files that can be found from anywhere.
+    pub fn words(&self) -> Vec<String> {
+        let file = |file: &PathBuf| std::path::absolute(file).unwrap_or_else(|_| file.clone()).display().to_string();
+        let mut words: Vec<_> = self.config.iter().flat_map(|path| ["--config".to_owned(), file(path)]).collect();
+        let (pairs, _) = self.option.as_chunks::<2>();
+        words.extend(pairs.iter().flat_map(|[name, value]| ["--option".to_owned(), name.clone(), value.clone()]));
+        words
+    }
+
     fn load_from(&self, mut sources: Sources) -> Result<Config, ConfigError> {
         sources.files.clone_from(&self.config);
         let (pairs, _) = self.option.as_chunks::<2>();

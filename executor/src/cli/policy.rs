@@ -52,6 +52,7 @@ pub fn by_settings(settings: &Settings, builds: PathBuf) -> Policy {
         impure_environment: settings.impure_env.clone(),
         keep_failed: settings.keep_failed,
         log_lines: settings.log_lines,
+        again: None,
         build_users_group: settings.build_users_group.clone(),
         hooks: Hooks { pre_build: settings.pre_build_hook.clone(), post_build: settings.post_build_hook.clone() },
         upkeep: Upkeep {
