@@ -8,12 +8,14 @@ mod add;
 mod add_tests;
 mod collector;
 mod database;
+mod derivation_outputs;
 mod error;
 mod exchange;
 mod gc;
 #[cfg(test)]
 mod gc_tests;
 mod generations;
+mod graph;
 mod optimise;
 mod path_info;
 mod path_lock;

@@ -1,28 +1,32 @@
 //! Changes of the database: paths become valid, and stop to be.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, params};
-use rustix::fs::OFlags;
 
 use super::query::{path_id, referrers};
 use super::{PathInfo, Registration, Store, StoreError};
-use crate::derivation::{EXTENSION, aterm};
 use crate::hash::{Algorithm, Hash};
 use crate::store_path::StorePath;
 
 impl Store {
     /// Makes paths valid whose files are in their places already: all of them or, on any error, none. They may come in
-    /// any order. A path that is valid already gets the new hash, size, signatures and so on.
+    /// any order. A path that is valid already gets the new hash, size, signatures and so on. The outputs of a derivation are
+    /// read from its file, unless they are given.
     ///
     /// # Errors
-    /// A reference that is neither valid nor in the batch, a cycle, a read-only store, a full disk, a damaged database.
+    /// A reference that is neither valid nor in the batch, a cycle, a file named as a derivation that is none, a read-only
+    /// store, a full disk, a damaged database.
     pub fn register(&self, paths: &[Registration]) -> Result<(), StoreError> {
         self.check_writable("register a path")?;
         check_for_cycles(paths)?;
+        let mut outputs_in_files = BTreeMap::new();
+        for Registration { info, outputs } in paths {
+            if info.path.is_derivation() && outputs.is_empty() {
+                outputs_in_files.insert(&info.path, self.outputs_in_file(&info.path)?);
+            }
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
         let mut database = self.database();
         let (database_path, root, dir) = (database.path.clone(), self.root.clone(), &self.dir);
@@ -40,8 +44,7 @@ impl Store {
                     }
                     None => self.insert(connection, info, now).map_err(error)?,
                 };
-                let found = if registration.outputs.is_empty() { self.outputs_in(&info.path) } else { BTreeMap::new() };
-                for (name, output) in registration.outputs.iter().chain(&found) {
+                for (name, output) in outputs_in_files.get(&info.path).unwrap_or(&registration.outputs) {
                     connection
                         .prepare_cached("insert or replace into DerivationOutputs (drv, id, path) values (?1, ?2, ?3)")
                         .and_then(|mut statement| statement.execute(params![id, name, dir.display(output)]))
@@ -76,18 +79,6 @@ impl Store {
             }
             Ok(())
         })
-    }
-
-    /// The outputs that a derivation's own file names: whoever hands over a path does not always say. A file that is no derivation has none.
-    fn outputs_in(&self, path: &StorePath) -> BTreeMap<String, StorePath> {
-        let Some(name) = path.name().strip_suffix(EXTENSION) else { return BTreeMap::new() };
-        let mut bytes = Vec::new();
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-        let file = std::fs::File::options().read(true).custom_flags(flags).open(self.real_path(path));
-        let read = file.and_then(|file| file.take(aterm::MAX_LEN as u64 + 1).read_to_end(&mut bytes));
-        let derivation = read.ok().and_then(|_| aterm::read(&bytes, name, &self.dir).ok());
-        let outputs = derivation.into_iter().flat_map(|derivation| derivation.outputs);
-        outputs.filter_map(|(name, output)| Some((name, output.path()?.clone()))).collect()
     }
 
     /// Makes paths invalid, all of them or none; the files are left to the caller. Paths that are not valid are passed over.
