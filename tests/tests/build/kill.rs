@@ -1,4 +1,7 @@
 //! Killed at any instant: nothing lives on, nothing is half there, and the next call does the rest.
+//!
+//! Some hundred kills by default; `ANCHORHOLD_KILLS=1000` in the environment asks for so many of each kind, and `ANCHORHOLD_SEED` for the
+//! instants of a run that has failed.
 
 use std::collections::BTreeMap;
 use std::fs;
