@@ -54,8 +54,10 @@ pub fn build(
         graph.derivations.get(path).map_or_else(Vec::new, |derivation| derivation.outputs.keys().cloned().collect())
     };
     let telling = Telling::of(&graph.order, outputs, store.dir(), reporter);
-    if !graph.order.is_empty()
-        && let Err(error) = scratch::sweep(&policy.builds)
+    // Also when nothing is to be built: a call that was killed after it had registered is not called again otherwise. Whoever only
+    // asks is not bothered with a directory that they may not write.
+    if let Err(error) = scratch::sweep(&policy.builds)
+        && !graph.order.is_empty()
     {
         telling.warn(&format!("what killed builds left could not be removed: {error}"));
     }
