@@ -227,3 +227,14 @@ fn what_the_daemon_had_open_is_nobodys() {
         assert_ne!(open, secret);
     }
 }
+
+#[test]
+fn without_a_listener_nothing_is_built() {
+    let world = world!("echo > ran; echo > $out", &["out"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = world.command(&[]).stdout(writer).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(!world.top().join("build/ran").exists());
+    assert_eq!(world.made(), Vec::<String>::new());
+}
