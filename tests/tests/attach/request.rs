@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::process::Stdio;
 
 use anchorhold_tests::host::{is_root, wait_for_end};
 use anchorhold_tests::running::Running;
@@ -203,5 +204,37 @@ fn a_room_has_no_root_and_ends_with_whoever_asked_for_it() {
         assert!(wait_for_end(process.pid, PATIENCE), "{process:?} outlives the call");
     }
     let _ = running.to_the_end();
+    assert_eq!(world.made(), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_daemon_had_open_is_nobodys() {
+    let world = world!("echo ready; sleep 1000", &["out"]);
+    let secret = world.top().join("secret");
+    fs::write(&secret, "").unwrap();
+    let called = world.command(&[]);
+    let mut command = std::process::Command::new("/bin/sh");
+    command.args(["-c", "exec 9<\"$1\"; shift; exec \"$@\"", "sh"]).arg(&secret);
+    command.arg(called.get_program()).args(called.get_args());
+    command.current_dir(world.top()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = Running::start(command);
+    assert_eq!((running.line().as_str(), running.line().as_str()), ("\u{2}", "ready"));
+    let ours = fs::read_dir(format!("/proc/{}/fd", running.pid())).unwrap();
+    let theirs =
+        running.processes().into_iter().filter_map(|process| fs::read_dir(format!("/proc/{}/fd", process.pid)).ok());
+    for descriptor in std::iter::once(ours).chain(theirs).flatten() {
+        let Ok(open) = descriptor.and_then(|descriptor| fs::read_link(descriptor.path())) else { continue };
+        assert_ne!(open, secret);
+    }
+}
+
+#[test]
+fn without_a_listener_nothing_is_built() {
+    let world = world!("echo > ran; echo > $out", &["out"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = world.command(&[]).stdout(writer).stderr(Stdio::null()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert!(!world.top().join("build/ran").exists());
     assert_eq!(world.made(), Vec::<String>::new());
 }
