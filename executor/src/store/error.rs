@@ -164,6 +164,14 @@ pub enum StoreError {
         /// What it is now.
         found: String,
     },
+    /// A path is named like a derivation and is none.
+    #[error("cannot register ‘{path}’, which is named as a derivation: {why}")]
+    Derivation {
+        /// The path.
+        path: StorePath,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A stream is no export.
     #[error("cannot import the stream: {why}")]
     Import {

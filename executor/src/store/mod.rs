@@ -8,6 +8,7 @@ mod add;
 mod add_tests;
 mod collector;
 mod database;
+mod derivation_outputs;
 mod error;
 mod exchange;
 mod gc;

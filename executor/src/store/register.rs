@@ -12,13 +12,21 @@ use crate::store_path::StorePath;
 
 impl Store {
     /// Makes paths valid whose files are in their places already: all of them or, on any error, none. They may come in
-    /// any order. A path that is valid already gets the new hash, size, signatures and so on.
+    /// any order. A path that is valid already gets the new hash, size, signatures and so on. The outputs of a derivation are
+    /// read from its file, unless they are given.
     ///
     /// # Errors
-    /// A reference that is neither valid nor in the batch, a cycle, a read-only store, a full disk, a damaged database.
+    /// A reference that is neither valid nor in the batch, a cycle, a file named as a derivation that is none, a read-only
+    /// store, a full disk, a damaged database.
     pub fn register(&self, paths: &[Registration]) -> Result<(), StoreError> {
         self.check_writable("register a path")?;
         check_for_cycles(paths)?;
+        let mut outputs_in_files = BTreeMap::new();
+        for Registration { info, outputs } in paths {
+            if info.path.is_derivation() && outputs.is_empty() {
+                outputs_in_files.insert(&info.path, self.outputs_in_file(&info.path)?);
+            }
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
         let mut database = self.database();
         let (database_path, root, dir) = (database.path.clone(), self.root.clone(), &self.dir);
@@ -36,7 +44,7 @@ impl Store {
                     }
                     None => self.insert(connection, info, now).map_err(error)?,
                 };
-                for (name, output) in &registration.outputs {
+                for (name, output) in outputs_in_files.get(&info.path).unwrap_or(&registration.outputs) {
                     connection
                         .prepare_cached("insert or replace into DerivationOutputs (drv, id, path) values (?1, ?2, ?3)")
                         .and_then(|mut statement| statement.execute(params![id, name, dir.display(output)]))
