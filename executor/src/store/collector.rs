@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::gc::{Graph, referrers_first};
+use super::gc::referrers_first;
+use super::graph::Graph;
 use super::{Roots, Store, StoreError};
 use crate::store_path::StorePath;
 
@@ -53,7 +54,7 @@ impl Shared {
         let state = self.state();
         let Some(graph) = state.graph.clone() else { return VecDeque::new() };
         referrers_first(&graph, |number| {
-            !state.alive[number] && only.is_none_or(|only| only.contains(&graph.infos[number].path))
+            !state.alive[number] && only.is_none_or(|only| only.contains(graph.path(number)))
         })
     }
 
@@ -62,7 +63,7 @@ impl Shared {
         let mut state = self.state();
         let Some(graph) = state.graph.clone() else { return Vec::new() };
         let dead: Vec<_> = numbers.iter().copied().filter(|number| !state.alive[*number]).collect();
-        state.pending.extend(dead.iter().map(|number| graph.infos[*number].path.hash_part().to_owned()));
+        state.pending.extend(dead.iter().map(|number| graph.path(*number).hash_part().to_owned()));
         dead
     }
 
@@ -89,9 +90,9 @@ impl Shared {
         state.held_parts.insert(path.hash_part().to_owned());
         let State { graph, alive, held, .. } = &mut *state;
         if let Some(graph) = graph
-            && let Some(number) = graph.numbers.get(&path)
+            && let Some(number) = graph.number(&path)
         {
-            graph.mark(*number, alive);
+            graph.mark(number, alive);
         }
         held.insert(path);
     }
@@ -148,8 +149,8 @@ impl Listener {
         state.alive = alive;
         let State { alive, held, .. } = &mut *state;
         for path in held.iter() {
-            if let Some(number) = graph.numbers.get(path) {
-                graph.mark(*number, alive);
+            if let Some(number) = graph.number(path) {
+                graph.mark(number, alive);
             }
         }
         state.graph = Some(Arc::new(graph));

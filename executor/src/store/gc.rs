@@ -3,7 +3,7 @@
 //! While the collector works it holds `gc.lock` and listens to processes that want to keep another path ([`super::collector`]).
 //! A path is made invalid first and removed then: a collector that dies leaves files that no one can refer to.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 
 use rustix::fs::FlockOperation;
@@ -11,7 +11,9 @@ use rustix::io::Errno;
 
 use super::collector::Listener;
 use super::database::{lock, open_lock};
-use super::{Direction, PathInfo, Roots, Store, StoreError};
+use super::graph::Graph;
+use super::roots::RootSink;
+use super::{Direction, Roots, Store, StoreError};
 use crate::store_path::StorePath;
 
 /// What counts as alive.
@@ -47,60 +49,21 @@ pub struct GcReport {
     pub warnings: Vec<String>,
 }
 
-/// The valid paths and what keeps what, by numbers.
-#[derive(Debug)]
-pub(super) struct Graph {
-    pub infos: Vec<PathInfo>,
-    pub numbers: HashMap<StorePath, usize>,
-    /// What each path refers to, itself left out.
-    references: Vec<Vec<usize>>,
-    /// What each path keeps besides.
-    kept: Vec<Vec<usize>>,
+/// What lives, found out while the roots are: no root is remembered, there may be more of them than paths.
+struct Marking<'a> {
+    graph: &'a Graph,
+    alive: Vec<bool>,
 }
 
-impl Graph {
-    fn new(store: &Store, policy: GcPolicy) -> Result<Self, StoreError> {
-        let infos = store.all_path_infos()?;
-        let numbers: HashMap<_, _> =
-            infos.iter().enumerate().map(|(number, info)| (info.path.clone(), number)).collect();
-        let references = infos
-            .iter()
-            .map(|info| info.references.iter().filter(|path| **path != info.path).map(|path| numbers[path]).collect())
-            .collect();
-        let mut kept = vec![Vec::new(); infos.len()];
-        if policy.keep_derivations {
-            for (number, info) in infos.iter().enumerate() {
-                kept[number].extend(info.deriver.as_ref().and_then(|drv| numbers.get(drv)));
-            }
-        }
-        if policy.keep_outputs {
-            for (drv, output) in store.all_derivation_outputs()? {
-                if let (Some(drv), Some(output)) = (numbers.get(&drv), numbers.get(&output)) {
-                    kept[*drv].push(*output);
-                }
-            }
-        }
-        Ok(Self { infos, numbers, references, kept })
+impl RootSink for Marking<'_> {
+    fn is_valid(&self, name: &str) -> bool {
+        self.graph.number_of_name(name).is_some()
     }
 
-    /// Marks `start` and all that it keeps.
-    pub fn mark(&self, start: usize, alive: &mut [bool]) {
-        let mut left = vec![start];
-        while let Some(number) = left.pop() {
-            if !std::mem::replace(&mut alive[number], true) {
-                left.extend(self.references[number].iter().chain(&self.kept[number]).filter(|next| !alive[**next]));
-            }
+    fn found(&mut self, name: &str, _: &dyn Fn() -> String) {
+        if let Some(number) = self.graph.number_of_name(name) {
+            self.graph.mark(number, &mut self.alive);
         }
-    }
-
-    fn alive(&self, roots: &Roots) -> Vec<bool> {
-        let mut alive = vec![false; self.infos.len()];
-        for path in roots.paths.keys().chain(&roots.held) {
-            if let Some(number) = self.numbers.get(path) {
-                self.mark(*number, &mut alive);
-            }
-        }
-        alive
     }
 }
 
@@ -110,18 +73,13 @@ const BATCH: usize = 128;
 impl Store {
     /// The valid paths that are alive, and those that are dead. A look at one moment: it locks nothing and removes nothing.
     pub fn live_and_dead(&self, policy: GcPolicy) -> Result<(BTreeSet<StorePath>, BTreeSet<StorePath>), StoreError> {
-        let roots = self.find_roots(policy.runtime_roots)?;
-        let graph = Graph::new(self, policy)?;
-        let alive = graph.alive(&roots);
-        let (mut live, mut dead) = (BTreeSet::new(), BTreeSet::new());
-        for (info, alive) in graph.infos.into_iter().zip(alive) {
-            if alive {
-                live.insert(info.path)
-            } else {
-                dead.insert(info.path)
-            };
-        }
-        Ok((live, dead))
+        let graph = Graph::read(self, policy)?;
+        let (alive, _) = self.mark(&graph, policy, false)?;
+        let those = |living: bool| {
+            let numbers = alive.iter().enumerate().filter(move |(_, alive)| **alive == living);
+            numbers.map(|(number, _)| graph.path(number).clone()).collect()
+        };
+        Ok((those(true), those(false)))
     }
 
     /// Removes dead paths until `max_freed` bytes are free, or all of them, and what was left behind. `notice` is called with
@@ -163,11 +121,12 @@ impl Store {
         // Space for the database to write in, should the disk be full.
         let _ = std::fs::remove_file(self.state_dir().join("db/reserved"));
         let listener = Listener::start(self)?;
-        let roots = self.search_roots(policy.runtime_roots, true)?;
-        let graph = Graph::new(self, policy)?;
-        let alive = graph.alive(&roots);
+        // The roots come second: what becomes valid from here on is not in the graph, and whoever makes it tells the listener
+        // what it needs.
+        let graph = Graph::read(self, policy)?;
+        let (alive, roots) = self.mark(&graph, policy, true)?;
         if let Some(only) = only {
-            self.check_deletable(only, &graph, &alive, &roots)?;
+            self.check_deletable(only, &graph, &alive, policy)?;
         }
         let mut report = GcReport { warnings: roots.warnings.clone(), ..GcReport::default() };
         let shared = listener.begin(graph, alive, &roots);
@@ -190,6 +149,13 @@ impl Store {
         Ok(report)
     }
 
+    /// Which paths live, and what else was found on the way: no paths.
+    fn mark(&self, graph: &Graph, policy: GcPolicy, clean: bool) -> Result<(Vec<bool>, Roots), StoreError> {
+        let mut marking = Marking { graph, alive: vec![false; graph.len()] };
+        let roots = self.search_roots(policy.runtime_roots, clean, &mut marking)?;
+        Ok((marking.alive, roots))
+    }
+
     fn take_gc_lock(&self, notice: &mut dyn FnMut(&str)) -> Result<std::fs::File, StoreError> {
         let path: PathBuf = self.state_dir().join("gc.lock");
         let file = open_lock(&path)?;
@@ -209,11 +175,12 @@ impl Store {
         only: &BTreeSet<StorePath>,
         graph: &Graph,
         alive: &[bool],
-        roots: &Roots,
+        policy: GcPolicy,
     ) -> Result<(), StoreError> {
         for path in only {
-            let number = *graph.numbers.get(path).ok_or_else(|| StoreError::NotValid(self.dir.display(path)))?;
+            let number = graph.number(path).ok_or_else(|| StoreError::NotValid(self.dir.display(path)))?;
             if alive[number] {
+                let roots = self.find_roots(policy.runtime_roots)?;
                 let needing = self.closure([path], Direction::Backward)?;
                 let by = roots.paths.iter().filter(|(root, _)| needing.contains(*root)).flat_map(|(_, by)| by);
                 let by: Vec<_> = by.take(5).cloned().collect();
@@ -230,20 +197,20 @@ impl Store {
 
 /// The dead paths, each after all that refer to it.
 pub(super) fn referrers_first(graph: &Graph, dead: impl Fn(usize) -> bool) -> VecDeque<usize> {
-    let mut waiting = vec![0_usize; graph.infos.len()];
-    let all = || (0..graph.infos.len()).filter(|number| dead(*number));
+    let mut waiting = vec![0_usize; graph.len()];
+    let all = || (0..graph.len()).filter(|number| dead(*number));
     for number in all() {
-        for reference in &graph.references[number] {
-            waiting[*reference] += 1;
+        for reference in graph.references(number) {
+            waiting[reference] += 1;
         }
     }
     let mut order: VecDeque<usize> = all().filter(|number| waiting[*number] == 0).collect();
     let mut next = 0;
     while next < order.len() {
-        for reference in &graph.references[order[next]] {
-            waiting[*reference] -= 1;
-            if waiting[*reference] == 0 && dead(*reference) {
-                order.push_back(*reference);
+        for reference in graph.references(order[next]) {
+            waiting[reference] -= 1;
+            if waiting[reference] == 0 && dead(reference) {
+                order.push_back(reference);
             }
         }
         next += 1;

@@ -15,6 +15,7 @@ mod gc;
 #[cfg(test)]
 mod gc_tests;
 mod generations;
+mod graph;
 mod optimise;
 mod path_info;
 mod path_lock;

@@ -174,18 +174,6 @@ impl Store {
         rows.into_iter().map(|(id, path)| Ok((id, self.parse_entry(&path)?))).collect()
     }
 
-    /// Every valid derivation with every output that is known of it.
-    pub(super) fn all_derivation_outputs(&self) -> Result<Vec<(StorePath, StorePath)>, StoreError> {
-        let database = self.database();
-        let rows: Vec<(String, String)> = database
-            .connection
-            .prepare("select v.path, o.path from DerivationOutputs o join ValidPaths v on v.id = o.drv")
-            .and_then(|mut statement| statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
-            .map_err(database.error("read all outputs"))?;
-        drop(database);
-        rows.iter().map(|(drv, output)| Ok((self.parse_entry(drv)?, self.parse_entry(output)?))).collect()
-    }
-
     /// Whether `name` is the name of a valid path.
     pub(super) fn is_name_valid(&self, name: &str) -> Result<bool, StoreError> {
         name.parse().map_or(Ok(false), |path| self.is_valid(&path))
@@ -219,7 +207,7 @@ impl Store {
     }
 }
 
-fn parse_entry(dir: &StoreDir, text: &str) -> Result<StorePath, StoreError> {
+pub(super) fn parse_entry(dir: &StoreDir, text: &str) -> Result<StorePath, StoreError> {
     dir.parse(text).map_err(|error| StoreError::BadEntry {
         path: text.to_owned(),
         column: "path",

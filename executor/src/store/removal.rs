@@ -9,7 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::collector::Shared;
-use super::gc::{GcReport, Graph};
+use super::gc::GcReport;
+use super::graph::Graph;
 use super::roots::{is_lockable, list};
 use super::{Store, StoreError};
 use crate::store_path::{HASH_PART_LEN, StorePath};
@@ -72,7 +73,7 @@ impl<'a> Removal<'a> {
         notice: &mut dyn FnMut(&str),
         report: &mut GcReport,
     ) -> Result<u64, StoreError> {
-        let paths: Vec<&StorePath> = numbers.iter().map(|number| &self.graph.infos[*number].path).collect();
+        let paths: Vec<&StorePath> = numbers.iter().map(|number| self.graph.path(*number)).collect();
         self.store.invalidate(paths.iter().copied())?;
         let mut expected = 0;
         for path in paths {

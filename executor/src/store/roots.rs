@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RawDir, statat};
 use rustix::io::Errno;
 
 use super::{Store, StoreError};
@@ -24,10 +24,37 @@ pub struct Roots {
     pub warnings: Vec<String>,
 }
 
+/// Who is told of roots as they are found.
+pub(super) trait RootSink {
+    /// Whether a valid path has this name.
+    fn is_valid(&self, name: &str) -> bool;
+
+    /// Something keeps what has this name, which need not be valid, nor the name of a path; `by` says what keeps it.
+    fn found(&mut self, name: &str, by: &dyn Fn() -> String);
+}
+
+/// All valid paths that have roots, and what these are.
+struct Named {
+    valid: HashSet<StorePath>,
+    paths: BTreeMap<StorePath, BTreeSet<String>>,
+}
+
+impl RootSink for Named {
+    fn is_valid(&self, name: &str) -> bool {
+        name.parse().is_ok_and(|path: StorePath| self.valid.contains(&path))
+    }
+
+    fn found(&mut self, name: &str, by: &dyn Fn() -> String) {
+        if let Some(path) = name.parse().ok().filter(|path| self.valid.contains(path)) {
+            self.paths.entry(path).or_default().insert(by());
+        }
+    }
+}
+
 /// A search under way.
 struct Search<'a> {
     store: &'a Store,
-    valid: HashSet<StorePath>,
+    sink: &'a mut dyn RootSink,
     roots: Roots,
     /// Whether stale links and files may be removed.
     clean: bool,
@@ -41,21 +68,28 @@ impl Store {
     /// # Errors
     /// A directory of roots that cannot be read: what it keeps would be taken for garbage.
     pub fn find_roots(&self, runtime: bool) -> Result<Roots, StoreError> {
-        self.search_roots(runtime, false)
+        let mut named = Named { valid: self.all_valid_paths()?.into_iter().collect(), paths: BTreeMap::new() };
+        let roots = self.search_roots(runtime, false, &mut named)?;
+        Ok(Roots { paths: named.paths, ..roots })
     }
 
-    pub(super) fn search_roots(&self, runtime: bool, clean: bool) -> Result<Roots, StoreError> {
-        let valid = self.all_valid_paths()?.into_iter().collect();
-        let mut search = Search { store: self, valid, roots: Roots::default(), clean };
+    /// Tells `sink` of all roots; what this gives has no paths. If `clean` is set, stale links and files are removed.
+    pub(super) fn search_roots(
+        &self,
+        runtime: bool,
+        clean: bool,
+        sink: &mut dyn RootSink,
+    ) -> Result<Roots, StoreError> {
+        let mut search = Search { store: self, sink, roots: Roots::default(), clean };
         let state = self.state_dir();
         search.directory(&state.join("gcroots"))?;
         search.directory(&state.join("profiles"))?;
         search.temporary(&state.join("temproots"))?;
         search.locked()?;
         if runtime {
-            let valid = &search.valid;
-            for (path, by) in super::runtime_roots::find(self, &|path| valid.contains(path)) {
-                search.roots.paths.entry(path).or_default().insert(by);
+            let valid = |path: &StorePath| search.sink.is_valid(path.as_str());
+            for (path, by) in super::runtime_roots::find(self, &valid) {
+                search.sink.found(path.as_str(), &|| by.clone());
             }
         }
         Ok(search.roots)
@@ -94,37 +128,30 @@ impl Store {
 }
 
 impl Search<'_> {
-    fn found(&mut self, path: StorePath, by: &Path) {
-        if self.valid.contains(&path) {
-            self.roots.paths.entry(path).or_default().insert(by.display().to_string());
-        }
+    fn found(&mut self, path: &StorePath, by: &Path) {
+        self.sink.found(path.as_str(), &|| by.display().to_string());
     }
 
     /// All below `top`. Hundreds of thousands of files are usual: nothing is asked about a regular file but its name.
     fn directory(&mut self, top: &Path) -> Result<(), StoreError> {
         let mut left = vec![top.to_owned()];
         while let Some(directory) = left.pop() {
-            let entries = match fs::read_dir(&directory) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(StoreError::io("read the directory of roots", directory, error)),
-            };
-            for entry in entries {
-                let entry = entry.map_err(StoreError::on("read the directory of roots", &directory))?;
-                let kind = match entry.file_type() {
-                    Ok(kind) => kind,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    Err(error) => return Err(StoreError::io("look at the root", entry.path(), error)),
-                };
-                if kind.is_dir() {
-                    left.push(entry.path());
-                } else if kind.is_symlink() {
-                    self.link(&entry.path());
-                } else if kind.is_file()
-                    && let Some(path) = entry.file_name().to_str().and_then(|name| name.parse().ok())
-                {
-                    self.found(path, &entry.path());
+            let mut links = Vec::new();
+            each_entry(&directory, |name, kind| {
+                match kind {
+                    FileType::Directory => left.push(directory.join(name)),
+                    FileType::Symlink => links.push(directory.join(name)),
+                    FileType::RegularFile => {
+                        if let Some(text) = name.to_str() {
+                            self.sink.found(text, &|| directory.join(name).display().to_string());
+                        }
+                    }
+                    _ => {}
                 }
+                Ok(())
+            })?;
+            for link in links {
+                self.link(&link);
             }
         }
         Ok(())
@@ -137,13 +164,13 @@ impl Search<'_> {
             Err(error) => return self.warn(link, &error),
         };
         if let Some(path) = self.store.path_of_target(&target) {
-            return self.found(path, link);
+            return self.found(&path, link);
         }
         let indirect = link.parent().unwrap_or(Path::new("/")).join(target);
         match fs::read_link(&indirect) {
             Ok(target) => {
                 if let Some(path) = self.store.path_of_target(&target) {
-                    self.found(path, &indirect);
+                    self.found(&path, &indirect);
                 }
             }
             // A file or directory: it is no root any more, or never was.
@@ -185,20 +212,20 @@ impl Search<'_> {
 
     /// Who holds the lock of a path makes it, or is about to.
     fn locked(&mut self) -> Result<(), StoreError> {
-        for (name, path) in list(&self.store.real_dir())? {
-            let Some(base) = name.to_str().and_then(|name| name.strip_suffix(".lock")) else { continue };
-            let Ok(base) = base.parse() else { continue };
-            if !is_lockable(&path)? {
+        let real = self.store.real_dir();
+        each_entry(&real, |name, _| {
+            if let Some(base) = name.to_str().and_then(|name| name.strip_suffix(".lock"))
+                && let Ok(base) = base.parse()
+                && !is_lockable(&real.join(name))?
+            {
                 self.held(base, "{locked}".to_owned());
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn held(&mut self, path: StorePath, by: String) {
-        if self.valid.contains(&path) {
-            self.roots.paths.entry(path.clone()).or_default().insert(by);
-        }
+        self.sink.found(path.as_str(), &|| by.clone());
         self.roots.held.insert(path);
     }
 
@@ -220,7 +247,6 @@ pub(super) fn is_lockable(path: &Path) -> Result<bool, StoreError> {
 }
 
 fn open_for_lock(path: &Path) -> Result<Option<File>, StoreError> {
-    use rustix::fs::OFlags;
     use std::os::unix::fs::OpenOptionsExt;
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
     let open = |write| OpenOptions::new().read(true).write(write).custom_flags(flags).open(path);
@@ -229,6 +255,39 @@ fn open_for_lock(path: &Path) -> Result<Option<File>, StoreError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoreError::io("open", path, error)),
     }
+}
+
+/// Calls `work` with the name and kind of each entry of a directory. That there is none is no error. The kernel gives both
+/// in large pieces: nothing is allocated and nothing else asked for an entry.
+fn each_entry(
+    directory: &Path,
+    mut work: impl FnMut(&OsStr, FileType) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let failed = |error: Errno| StoreError::io("read the directory", directory, error);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let held = match rustix::fs::open(directory, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    let mut buffer = Vec::with_capacity(256 << 10);
+    let mut entries = RawDir::new(&held, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            // Some file systems do not say.
+            FileType::Unknown => match statat(&held, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => continue,
+                stat => FileType::from_raw_mode(stat.map_err(failed)?.st_mode),
+            },
+            known => known,
+        };
+        work(OsStr::from_bytes(name.to_bytes()), kind)?;
+    }
+    Ok(())
 }
 
 /// The names in a directory. That there is none is no error.
