@@ -4,12 +4,14 @@
 //! * [`probe`] finds the program `room-probe`, which rooms run: it attempts one thing and prints how that went.
 //! * [`host`] looks at processes, locks, mounts, files and control groups from outside.
 //! * [`terminal`] is a pseudo-terminal for a caller that has one.
+//! * [`world`] is a store of a test's own, which a real Nix judges.
 
 pub mod host;
 pub mod probe;
 pub mod room;
 pub mod running;
 pub mod terminal;
+pub mod world;
 
 /// How long anything in these suites may take before it counts as hung. Machines that run tests are slow and shared.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);

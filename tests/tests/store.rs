@@ -2,130 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use anchorhold_tests::room::anchorhold;
 use anchorhold_tests::skip;
-
-/// A store of its own, and files to put into it.
-struct World {
-    directory: tempfile::TempDir,
-}
-
-impl World {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
-    }
-
-    fn root(&self) -> PathBuf {
-        self.directory.path().join("root")
-    }
-
-    fn file(&self, name: &str, contents: &str) -> PathBuf {
-        let path = self.directory.path().join(name);
-        fs::write(&path, contents).unwrap();
-        path
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(anchorhold());
-        command.args(["store", "--store"]).arg(self.root()).args(arguments).stdin(Stdio::null());
-        command
-    }
-
-    fn ask(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    /// Standard output of what must succeed.
-    fn said(&self, arguments: &[&str]) -> String {
-        let output = self.ask(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    fn lines(&self, arguments: &[&str]) -> BTreeSet<String> {
-        self.said(arguments).lines().map(str::to_owned).collect()
-    }
-
-    /// Standard error of what must fail with the status of a failure.
-    fn refused(&self, arguments: &[&str]) -> String {
-        let output = self.ask(arguments);
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", text(&output.stdout));
-        text(&output.stderr)
-    }
-
-    fn fed(&self, arguments: &[&str], stdin: &[u8]) -> Output {
-        let mut child = self
-            .command(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // One that refuses early closes its end.
-        let _ = child.stdin.take().unwrap().write_all(stdin);
-        child.wait_with_output().unwrap()
-    }
-
-    fn add(&self, name: &str, contents: &str) -> String {
-        let file = self.file(name, contents);
-        self.said(&["add", file.to_str().unwrap()]).trim().to_owned()
-    }
-
-    fn real(&self, path: &str) -> PathBuf {
-        self.root().join(path.trim_start_matches('/'))
-    }
-
-    /// What a Nix says to it; nothing if there is none here.
-    fn nix(&self, program: &str, arguments: &[&str]) -> Option<Output> {
-        let output = Command::new(program)
-            .arg("--store")
-            .arg(self.root())
-            .args(arguments)
-            .env("NIX_CONFIG", "substituters =\nexperimental-features = nix-command\nbuild-users-group =\n")
-            .env("HOME", self.directory.path())
-            .stdin(Stdio::null())
-            .output();
-        match output {
-            Ok(output) => {
-                assert!(output.status.success(), "{program} {arguments:?}: {}", text(&output.stderr));
-                Some(output)
-            }
-            Err(_) => {
-                skip("no Nix is installed");
-                None
-            }
-        }
-    }
-
-    fn is_whole(&self) {
-        self.said(&["verify", "--check-contents"]);
-        self.nix("nix-store", &["--verify", "--check-contents"]);
-    }
-}
-
-/// The directories of a store are read-only, and only the superuser removes what is in such.
-impl Drop for World {
-    fn drop(&mut self) {
-        let mut left = vec![self.directory.path().to_owned()];
-        while let Some(directory) = left.pop() {
-            let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(0o755));
-            for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    left.push(entry.path());
-                }
-            }
-        }
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
+use anchorhold_tests::world::{World, text};
 
 #[test]
 fn what_is_added_is_what_nix_knows_of_it() {

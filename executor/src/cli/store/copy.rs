@@ -111,7 +111,7 @@ pub(super) fn run(place: &StorePlace, options: &CopyOptions) -> Result<ExitCode,
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |jobs| jobs.get().min(MOST_JOBS))),
     };
     let told = |info: &anchorhold::cache::NarInfo| {
-        notice(&format!("‘{}’ is over ({})", dir.display(&info.path), size(info.nar_size)));
+        notice(&format!("fetched ‘{}’ ({})", dir.display(&info.path), size(info.nar_size)));
     };
     let report = transfer::copy(&from, &to, &request, &told, &mut notice)?;
     let bytes: u64 = report.copied.iter().map(|one| one.nar_size).sum();
