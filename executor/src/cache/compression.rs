@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use bzip2::bufread::MultiBzDecoder;
 use liblzma::bufread::XzDecoder;
-use liblzma::stream::{CONCATENATED, Stream};
+use liblzma::stream::{CONCATENATED, Check, Filters, LzmaOptions, Stream};
 use liblzma::write::XzEncoder;
 
 use super::CacheError;
@@ -16,6 +16,10 @@ const MEMORY: u64 = 128 << 20;
 
 /// The largest window of zstd in bits: 2^27 is [`MEMORY`].
 const WINDOW_LOG: u32 = 27;
+
+/// What xz looks back at on level 6, and the least that it takes. In bytes.
+const DICTIONARY: u32 = 8 << 20;
+const LEAST_DICTIONARY: u32 = 64 << 10;
 
 /// A compression of archives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,12 +84,24 @@ pub(super) enum Encoder<W: Write> {
 }
 
 impl<W: Write> Encoder<W> {
-    /// Nothing for what is only read.
-    pub(super) fn new(compression: Compression, sink: W) -> Result<Self, CacheError> {
+    /// For `size` bytes; nothing for what is only read.
+    pub(super) fn new(compression: Compression, size: u64, sink: W) -> Result<Self, CacheError> {
+        let failed = |source: liblzma::stream::Error| {
+            CacheError::system("begin to compress", "an archive", io::Error::from(source))
+        };
         Ok(match compression {
             Compression::None => Self::None(sink),
             // The levels are those that both tools have of themselves.
-            Compression::Xz => Self::Xz(XzEncoder::new(sink, 6)),
+            Compression::Xz => {
+                let mut options = LzmaOptions::new_preset(6).map_err(failed)?;
+                // Beyond what there is to look back at, a dictionary only costs: eleven times its size in memory.
+                let whole = size.next_power_of_two().clamp(u64::from(LEAST_DICTIONARY), u64::from(DICTIONARY));
+                options.dict_size(u32::try_from(whole).unwrap_or(DICTIONARY));
+                let mut filters = Filters::new();
+                filters.lzma2(&options);
+                let stream = Stream::new_stream_encoder(&filters, Check::Crc64).map_err(failed)?;
+                Self::Xz(XzEncoder::new_stream(sink, stream))
+            }
             Compression::Zstd => Self::Zstd(
                 zstd::stream::write::Encoder::new(sink, 0)
                     .map_err(|source| CacheError::system("begin to compress", "an archive", source))?,

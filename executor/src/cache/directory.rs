@@ -177,7 +177,8 @@ impl Directory {
         let archives = self.path.join(ARCHIVES);
         let failed = |source| CacheError::system("write an archive into", archives.display().to_string(), source);
         let file = temporary(&archives).map_err(failed)?;
-        let encoder = Encoder::new(compression, Measuring::new(BufWriter::with_capacity(256 * 1024, file)))?;
+        let sink = Measuring::new(BufWriter::with_capacity(256 * 1024, file));
+        let encoder = Encoder::new(compression, info.nar_size, sink)?;
         let mut archive = Measuring::new(encoder);
         write(&mut archive)?;
         let (encoder, nar_hash, nar_size) = archive.finish();

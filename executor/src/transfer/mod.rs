@@ -26,7 +26,7 @@ const BATCH: usize = 128;
 
 /// Where paths are.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a call has two of them")]
+#[expect(clippy::large_enum_variant, reason = "a copy has two of them")]
 pub enum Place {
     /// An embedded store, or a Nix's.
     Store(Store),

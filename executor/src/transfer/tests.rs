@@ -4,6 +4,8 @@ use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::hash::{Algorithm, Hash};
 use crate::store::{Access, Naming, PathInfo, Registration};
@@ -359,4 +361,44 @@ fn put_with_lock_held(to: &Store, from: &Store, path: &StorePath) {
     let (store, into) = tree::place(&to.real_path(path)).unwrap();
     tree::copy(parent.as_fd(), &name, store.as_fd(), &into).unwrap();
     to.register(&[from.path_info(path).unwrap().into()]).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn a_damaged_cache_gives_what_was_signed_or_nothing(
+        archive: bool, at in 0..4096_usize, byte: u8, cut in 0..4_u8, compression in 0..3_usize, trusting: bool,
+    ) {
+        let world = World::new();
+        let (store, cache, top, key) = (world.store("from"), world.cache("cache"), digits("1", "top"), SecretKey::generate("k").unwrap());
+        put(store_of(&store), &top, &"contents\n".repeat(20), &[&top]);
+        let mut into = request([top.clone()], Trust::Everybody);
+        into.compression = [Compression::None, Compression::Zstd, Compression::Xz][compression];
+        into.keys = vec![key.clone()];
+        go(&store, &cache, &into).unwrap();
+        let file = if archive {
+            archive_of(&world, &cache, &top)
+        } else {
+            world.at("cache").join(format!("{}.narinfo", top.hash_part()))
+        };
+        let mut bytes = fs::read(&file).unwrap();
+        let at = at % bytes.len();
+        if cut == 0 {
+            bytes.truncate(at);
+        } else {
+            bytes[at] = byte;
+        }
+        fs::write(&file, &bytes).unwrap();
+        let to = world.store("to");
+        let trust = if trusting { Trust::Everybody } else { Trust::Keys(vec![key.public()]) };
+        let copied = go(&cache, &to, &request([top.clone()], trust)).is_ok();
+        let valid = store_of(&to).all_valid_paths().unwrap();
+        prop_assert_eq!(copied, valid.contains(&top));
+        prop_assert_eq!(valid.len(), usize::from(copied));
+        prop_assert_eq!(store_of(&to).verify(true, false, &mut quiet).unwrap().left, 0);
+        if copied && !trusting {
+            let (ours, theirs) = (store_of(&to).path_info(&top).unwrap(), store_of(&store).path_info(&top).unwrap());
+            prop_assert_eq!((ours.nar_hash, ours.references), (theirs.nar_hash, theirs.references));
+        }
+    }
 }
