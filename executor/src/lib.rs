@@ -12,6 +12,8 @@ pub mod derivation;
 pub mod hash;
 pub mod nar;
 pub mod progress;
+pub mod server;
 pub mod store;
 pub mod store_path;
 pub mod tree;
+pub mod wire;

@@ -112,10 +112,7 @@ fn build(options: &BuildOptions) -> Result<u8, Failure> {
     let asked: BTreeSet<_> = wanted.iter().map(|one| one.derivation.clone()).collect();
     let request = Request {
         wanted: wanted.clone(),
-        jobs: options.jobs.unwrap_or(match settings.max_jobs {
-            MaxJobs::Count(count) => count,
-            MaxJobs::Auto => std::thread::available_parallelism().map_or(1, Into::into),
-        }),
+        jobs: options.jobs.unwrap_or_else(|| jobs(&settings)),
         keep_going: options.keep_going || settings.keep_going,
         check: options.check,
     };
@@ -133,6 +130,14 @@ fn build(options: &BuildOptions) -> Result<u8, Failure> {
     Ok(result::exit_code(results.iter().map(|result| result.status)).max(u8::from(
         asked.iter().any(|path| !results.iter().any(|result| result.derivation == *path && result.status.is_success())),
     )))
+}
+
+/// How many builds run at once by the settings.
+pub(super) fn jobs(settings: &Settings) -> usize {
+    match settings.max_jobs {
+        MaxJobs::Count(count) => count,
+        MaxJobs::Auto => std::thread::available_parallelism().map_or(1, Into::into),
+    }
 }
 
 /// One wanted output a line, in the order in which they were asked for.
@@ -170,6 +175,20 @@ pub(super) fn target(store: &Store, text: &str) -> Result<Wanted, Failure> {
 
 /// What the settings say, and the command line instead of them.
 fn policy(options: &BuildOptions, settings: &Settings, store: &Store) -> Policy {
+    let mut policy = settings_policy(settings, store);
+    policy.cores = options.cores.unwrap_or(policy.cores);
+    policy.timeout = options.timeout.or(policy.timeout);
+    policy.max_silent_time = options.max_silent_time.or(policy.max_silent_time);
+    policy.max_log_size = options.max_build_log_size.or(policy.max_log_size);
+    policy.memory = options.memory.or(policy.memory);
+    policy.pids = options.pids.or(policy.pids);
+    policy.cpu = options.cpu.or(policy.cpu);
+    policy.keep_failed |= options.keep_failed;
+    policy
+}
+
+/// What the settings say.
+pub(super) fn settings_policy(settings: &Settings, store: &Store) -> Policy {
     let time = |time: std::time::Duration| Duration(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     let mut features: BTreeSet<String> = settings.system_features.iter().cloned().collect();
     // A word alone gives nobody a device: a build that requires it would find out in the middle of its work.
@@ -185,13 +204,13 @@ fn policy(options: &BuildOptions, settings: &Settings, store: &Store) -> Policy 
         build_dir: settings.sandbox_build_dir.display().to_string(),
         builds: settings.build_dir.clone().unwrap_or_else(|| store.state_dir().join("anchorhold/builds")),
         shm_size: settings.sandbox_dev_shm_size,
-        cores: options.cores.unwrap_or(u32::try_from(settings.cores).unwrap_or(u32::MAX)),
-        timeout: options.timeout.or(settings.timeout.map(time)),
-        max_silent_time: options.max_silent_time.or(settings.max_silent_time.map(time)),
-        max_log_size: options.max_build_log_size.or(settings.max_build_log_size.map(Size::Bytes)),
-        memory: options.memory.or(settings.memory),
-        pids: options.pids.or(settings.pids),
-        cpu: options.cpu.or(settings.cpu),
+        cores: u32::try_from(settings.cores).unwrap_or(u32::MAX),
+        timeout: settings.timeout.map(time),
+        max_silent_time: settings.max_silent_time.map(time),
+        max_log_size: settings.max_build_log_size.map(Size::Bytes),
+        memory: settings.memory,
+        pids: settings.pids,
+        cpu: settings.cpu,
         fetch: RoomNetwork {
             mode: Some(match settings.network {
                 Network::Pasta => NetworkMode::Pasta,
@@ -203,7 +222,7 @@ fn policy(options: &BuildOptions, settings: &Settings, store: &Store) -> Policy 
             dns: None,
         },
         impure_environment: settings.impure_env.clone(),
-        keep_failed: options.keep_failed || settings.keep_failed,
+        keep_failed: settings.keep_failed,
         log_lines: settings.log_lines,
     }
 }

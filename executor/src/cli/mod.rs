@@ -11,6 +11,7 @@ mod room_options;
 mod run;
 mod store;
 mod store_root;
+mod store_server;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -28,10 +29,11 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 9] = [
+const SUBCOMMANDS: [Subcommand; 10] = [
     build::SUBCOMMAND,
     derivation::SUBCOMMAND,
     store::SUBCOMMAND,
+    store_server::SUBCOMMAND,
     run::SUBCOMMAND,
     explain::SUBCOMMAND,
     doctor::SUBCOMMAND,

@@ -36,6 +36,8 @@ pub struct Reader<R> {
     expected: Expected,
     /// The last name of each directory on the way.
     names: Vec<Option<Vec<u8>>>,
+    /// Whether a file of no bytes had no contents where Nix writes contents of no bytes.
+    omitted: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,12 +53,17 @@ enum Expected {
 impl<R: BufRead> Reader<R> {
     /// A reader of the archive that `source` is about to give.
     pub fn new(source: R) -> Self {
-        Self { source, offset: 0, expected: Expected::Start, names: Vec::new() }
+        Self { source, offset: 0, expected: Expected::Start, names: Vec::new(), omitted: false }
     }
 
     /// Bytes read so far.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Whether what was read so far is, to the byte, what [`dump`](super::dump) writes of the same tree.
+    pub fn is_canonical(&self) -> bool {
+        !self.omitted
     }
 
     /// The source, with all that follows what was read.
@@ -142,7 +149,10 @@ impl<R: BufRead> Reader<R> {
                 }
                 self.expected = Expected::Contents { left: size, size };
             }
-            b")" => self.expected = Expected::EndOfNode,
+            b")" => {
+                self.omitted = true;
+                self.expected = Expected::EndOfNode;
+            }
             other => {
                 let word = shown_names([other].into_iter());
                 return Err(self.malformed(format!("‘{word}’ stands where {WANTED} should")));
