@@ -9,7 +9,6 @@ use super::realise::{Realiser, Slot, known_outputs};
 use super::result::{BuildResult, Status};
 use super::stored::Stored;
 use super::telling::Telling;
-use super::upkeep::Space;
 use super::{scheduler, scratch};
 use crate::derivation::paths::Calculator;
 use crate::progress::Reporter;
@@ -61,7 +60,7 @@ pub fn build(
     {
         telling.warn(&format!("what killed builds left could not be removed: {error}"));
     }
-    let realiser = Realiser { store, policy, telling: &telling, check: request.check, space: Space::default() };
+    let realiser = Realiser { store, policy, telling: &telling, check: request.check };
     let mut results = scheduler::run(&graph.order, request.jobs, request.keep_going, Slot::default, |slot, path| {
         let begun = Instant::now();
         let result = match (wrong.get(path), graph.derivations.get(path)) {

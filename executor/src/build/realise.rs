@@ -20,7 +20,6 @@ use super::result::{BuildResult, Status};
 use super::room::{Parts, SandboxPath, ScratchPaths, room};
 use super::scratch::{self, Scratch};
 use super::telling::Telling;
-use super::upkeep::Space;
 use super::{builtin, checks, failure, keep, outputs, record, running};
 use crate::derivation::options::Options;
 use crate::derivation::{Derivation, Kind};
@@ -45,8 +44,6 @@ pub struct Realiser<'a> {
     pub telling: &'a Telling<'a>,
     /// Whether outputs that are there are built again and compared.
     pub check: bool,
-    /// What the collector last left free.
-    pub space: Space,
 }
 
 /// What one thread that builds keeps from build to build.
@@ -172,7 +169,7 @@ pub fn known_outputs(derivation: &Derivation) -> BTreeMap<String, StorePath> {
 
 impl Attempt<'_> {
     fn run(&mut self, slot: &mut Slot) -> Result<Status, Stopped> {
-        let Realiser { store, policy, telling, check, ref space } = *self.realiser;
+        let Realiser { store, policy, telling, check } = *self.realiser;
         let derivation = self.derivation;
         match derivation.kind().map_err(Stopped::rejected)? {
             Kind::InputAddressed | Kind::Fixed => {}
@@ -215,7 +212,7 @@ impl Attempt<'_> {
         let inputs = self.inputs()?;
         policy
             .upkeep
-            .make_space(store, space, &mut |line| telling.notice(line))
+            .make_space(store, &mut |line| telling.notice(line))
             .unwrap_or_else(|error| telling.warn(&format!("garbage could not be collected: {error}")));
         let drv_path = store.dir().display(self.path);
         let extra_paths = policy

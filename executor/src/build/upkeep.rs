@@ -1,6 +1,6 @@
 //! What is done to the store around builds: space made for outputs, outputs signed, their equal files made one.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::scratch;
 use crate::cache::SecretKey;
@@ -20,11 +20,13 @@ pub struct Upkeep {
     pub max_free: Option<u64>,
     /// What counts as garbage.
     pub collect: GcPolicy,
+    /// What the last collection left free.
+    pub space: Space,
 }
 
-/// What the last collection left free, shared by all builds of a call.
-#[derive(Debug, Default)]
-pub struct Space(Mutex<Option<u64>>);
+/// What a collection left free, shared by all that build under one policy.
+#[derive(Debug, Clone, Default)]
+pub struct Space(Arc<Mutex<Option<u64>>>);
 
 impl Upkeep {
     /// Signs a path that was built here with every key.
@@ -37,10 +39,10 @@ impl Upkeep {
     ///
     /// # Errors
     /// The collector's.
-    pub fn make_space(&self, store: &Store, space: &Space, notice: &mut dyn FnMut(&str)) -> Result<(), StoreError> {
+    pub fn make_space(&self, store: &Store, notice: &mut dyn FnMut(&str)) -> Result<(), StoreError> {
         let Some(wanted) = self.min_free else { return Ok(()) };
         // Who finds it locked finds somebody collecting, which helps both.
-        let Ok(mut left) = space.0.try_lock() else { return Ok(()) };
+        let Ok(mut left) = self.space.0.try_lock() else { return Ok(()) };
         let Some(free) = scratch::free_bytes(&store.real_dir()) else { return Ok(()) };
         // What could not be freed a moment ago cannot be now: not until a good part of it has been used.
         let tried = left.is_some_and(|left| free >= left / 10 * 9);

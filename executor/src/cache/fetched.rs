@@ -67,7 +67,7 @@ impl<R: Read> FetchedNar<R> {
         let (path, wanted) = (self.info.path.to_string(), self.info.nar_size);
         let mut reader = nar::Reader::new(BufReader::with_capacity(BUFFER, self));
         nar::restore(&mut reader, parent, name)?;
-        let (end, as_nix_writes) = (reader.offset(), reader.is_as_nix_writes());
+        let (end, as_nix_writes) = (reader.offset(), reader.is_canonical());
         let checked = reader.into_source().into_inner().finish().and_then(|()| {
             let what = if end != wanted {
                 format!("it ends after {end} bytes of {wanted}")

@@ -150,10 +150,7 @@ fn build(options: &BuildOptions) -> Result<u8, Failure> {
     let asked: BTreeSet<_> = wanted.iter().map(|one| one.derivation.clone()).collect();
     let request = Request {
         wanted: wanted.clone(),
-        jobs: options.jobs.unwrap_or(match settings.max_jobs {
-            MaxJobs::Count(count) => count,
-            MaxJobs::Auto => std::thread::available_parallelism().map_or(1, Into::into),
-        }),
+        jobs: options.jobs.unwrap_or_else(|| jobs(&settings)),
         keep_going: options.keep_going || settings.keep_going,
         check: options.check,
     };
@@ -203,6 +200,14 @@ fn outputs_of<'a>(one: &'a Wanted, results: &'a [BuildResult]) -> impl Iterator<
         .filter(|(name, _)| one.outputs.is_empty() || one.outputs.contains(*name))
 }
 
+/// How many builds run at once by the settings.
+pub(super) fn jobs(settings: &Settings) -> usize {
+    match settings.max_jobs {
+        MaxJobs::Count(count) => count,
+        MaxJobs::Auto => std::thread::available_parallelism().map_or(1, Into::into),
+    }
+}
+
 /// One wanted output a line, in the order in which they were asked for.
 fn print_outputs(store: &Store, wanted: &[Wanted], results: &[BuildResult]) {
     for (_, path) in wanted.iter().flat_map(|one| outputs_of(one, results)) {
@@ -233,19 +238,15 @@ pub(super) fn target(store: &Store, text: &str) -> Result<Wanted, Failure> {
 
 /// What the settings say, and the command line instead of them.
 fn policy(options: &BuildOptions, settings: &Settings, store: &Store) -> Result<Policy, Failure> {
-    let builds = settings.build_dir.clone().unwrap_or_else(|| store.state_dir().join("anchorhold/builds"));
-    let mut base = super::policy::by_settings(settings, builds);
-    base.again = Some(options.again(store));
-    base.upkeep.keys = super::policy::secret_keys(settings)?;
-    Ok(Policy {
-        cores: options.cores.unwrap_or(base.cores),
-        timeout: options.timeout.or(base.timeout),
-        max_silent_time: options.max_silent_time.or(base.max_silent_time),
-        max_log_size: options.max_build_log_size.or(base.max_log_size),
-        memory: options.memory.or(base.memory),
-        pids: options.pids.or(base.pids),
-        cpu: options.cpu.or(base.cpu),
-        keep_failed: options.keep_failed || base.keep_failed,
-        ..base
-    })
+    let mut policy = super::policy::of_store(settings, store)?;
+    policy.again = Some(options.again(store));
+    policy.cores = options.cores.unwrap_or(policy.cores);
+    policy.timeout = options.timeout.or(policy.timeout);
+    policy.max_silent_time = options.max_silent_time.or(policy.max_silent_time);
+    policy.max_log_size = options.max_build_log_size.or(policy.max_log_size);
+    policy.memory = options.memory.or(policy.memory);
+    policy.pids = options.pids.or(policy.pids);
+    policy.cpu = options.cpu.or(policy.cpu);
+    policy.keep_failed |= options.keep_failed;
+    Ok(policy)
 }

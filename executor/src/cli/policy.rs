@@ -6,14 +6,29 @@ use std::path::{Path, PathBuf};
 use anchorhold::build::hooks::Hooks;
 use anchorhold::build::policy::{KVM, Policy};
 use anchorhold::build::room::SandboxPath;
-use anchorhold::build::upkeep::Upkeep;
+use anchorhold::build::upkeep::{Space, Upkeep};
 use anchorhold::cache::SecretKey;
 use anchorhold::config::settings::{Network, Sandbox, Settings};
-use anchorhold::store::GcPolicy;
+use anchorhold::store::{GcPolicy, Store};
 use anchorhold_sandbox::quantity::{Duration, Size};
 use anchorhold_sandbox::room::{Network as RoomNetwork, NetworkMode};
 
 use super::store_root::Failure;
+
+/// The policy of builds in a store, whose outputs are signed.
+///
+/// # Errors
+/// A secret key cannot be read, or is none.
+pub fn of_store(settings: &Settings, store: &Store) -> Result<Policy, Failure> {
+    let mut policy = by_settings(settings, builds(settings, store));
+    policy.upkeep.keys = secret_keys(settings)?;
+    Ok(policy)
+}
+
+/// Where the directories of a store's running builds are made.
+pub fn builds(settings: &Settings, store: &Store) -> PathBuf {
+    settings.build_dir.clone().unwrap_or_else(|| store.state_dir().join("anchorhold/builds"))
+}
 
 /// The policy that the settings say; directories of running builds are made below `builds`.
 pub fn by_settings(settings: &Settings, builds: PathBuf) -> Policy {
@@ -65,15 +80,13 @@ pub fn by_settings(settings: &Settings, builds: PathBuf) -> Policy {
                 keep_outputs: settings.keep_outputs,
                 runtime_roots: true,
             },
+            space: Space::default(),
         },
     }
 }
 
 /// The keys that sign what is built. Not part of every policy: not every door signs, or may read them.
-///
-/// # Errors
-/// One cannot be read, or is none.
-pub fn secret_keys(settings: &Settings) -> Result<Vec<SecretKey>, Failure> {
+fn secret_keys(settings: &Settings) -> Result<Vec<SecretKey>, Failure> {
     settings.secret_key_files.iter().map(|file| secret_key(file)).collect()
 }
 

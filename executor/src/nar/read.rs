@@ -36,7 +36,8 @@ pub struct Reader<R> {
     expected: Expected,
     /// The last name of each directory on the way.
     names: Vec<Option<Vec<u8>>>,
-    unsaid_contents: bool,
+    /// Whether a file of no bytes had no contents where Nix writes contents of no bytes.
+    omitted: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ enum Expected {
 impl<R: BufRead> Reader<R> {
     /// A reader of the archive that `source` is about to give.
     pub fn new(source: R) -> Self {
-        Self { source, offset: 0, expected: Expected::Start, names: Vec::new(), unsaid_contents: false }
+        Self { source, offset: 0, expected: Expected::Start, names: Vec::new(), omitted: false }
     }
 
     /// Bytes read so far.
@@ -60,10 +61,9 @@ impl<R: BufRead> Reader<R> {
         self.offset
     }
 
-    /// Whether what was read so far is what Nix writes for the same tree, byte for byte. The format leaves one freedom: a
-    /// file without contents may say so or say nothing, and Nix says so.
-    pub fn is_as_nix_writes(&self) -> bool {
-        !self.unsaid_contents
+    /// Whether what was read so far is, to the byte, what [`dump`](super::dump) writes of the same tree.
+    pub fn is_canonical(&self) -> bool {
+        !self.omitted
     }
 
     /// The source, with all that follows what was read.
@@ -150,7 +150,7 @@ impl<R: BufRead> Reader<R> {
                 self.expected = Expected::Contents { left: size, size };
             }
             b")" => {
-                self.unsaid_contents = true;
+                self.omitted = true;
                 self.expected = Expected::EndOfNode;
             }
             other => {
