@@ -86,7 +86,7 @@ impl Attachment<'_> {
     /// Builds. When this returns, every process of the build is dead.
     ///
     /// # Errors
-    /// See [`Stopped`]. Nothing is at the scratch paths then, unless moving outputs there failed half way.
+    /// See [`Stopped`]. Nothing of this build is at the scratch paths then.
     pub fn carry_out<W: Write>(&self, voice: &mut Voice<W>) -> Result<End, Stopped> {
         let request = self.request;
         let known = find_out(request).map_err(|error| Stopped::NotStarted {
@@ -202,7 +202,14 @@ impl Attachment<'_> {
         let real = &self.request.real_store;
         let into = rustix::fs::open(real, DIRECTORY, Mode::empty())
             .map_err(|errno| TakeError::Look(std::io::Error::other(format!("opening {}: {errno}", real.display()))))?;
-        made.into_iter().try_for_each(|name| move_tree(&left, name, &into)).map_err(TakeError::Move)
+        for (count, name) in made.iter().enumerate() {
+            if let Err(error) = move_tree(&left, name, &into) {
+                // All or none. What cannot be taken back is no path of the store, and Nix removes it before it builds again.
+                made[..count].iter().for_each(|moved| drop(tree::remove(into.as_fd(), moved)));
+                return Err(TakeError::Move(error));
+            }
+        }
+        Ok(())
     }
 }
 

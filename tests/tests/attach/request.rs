@@ -82,12 +82,13 @@ fn a_refused_output_fails_the_build_in_its_log() {
 
 #[test]
 fn what_lies_at_the_scratch_path_is_never_replaced() {
-    let world = world!("echo new > $out", &["out"]);
+    let world = world!("echo new > $out; echo new > $dev", &["dev", "out"]);
     fs::write(world.output("out"), "old").unwrap();
     let attached = world.attach(&[]);
     assert_eq!(attached.status, Some(1));
     assert!(attached.log().contains("could not be moved"), "{attached:?}");
     assert_eq!(fs::read_to_string(world.output("out")).unwrap(), "old");
+    assert!(!world.output("dev").exists(), "all or none");
 }
 
 #[test]
