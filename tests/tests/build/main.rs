@@ -8,6 +8,7 @@ mod failures;
 mod hostile;
 mod judge;
 mod kill;
+mod operator;
 mod recipe;
 mod room;
 mod semantics;
