@@ -112,6 +112,8 @@ in
     (mkIf cfg.attach.enable {
       nix.settings = {
         extra-experimental-features = [ "external-builders" ];
+        # Else Nix adds the levels of x86_64, and builds x86_64-v1-linux in its own sandbox.
+        extra-platforms = lib.remove pkgs.stdenv.hostPlatform.system cfg.attach.systems;
         external-builders = builtins.toJSON [
           {
             inherit (cfg.attach) systems;

@@ -31,6 +31,7 @@ let
       _type = "merge";
       inherit contents;
     };
+    remove = element: builtins.filter (one: one != element);
     optional = condition: element: if condition then [ element ] else [ ];
     optionalString = condition: text: if condition then text else "";
     types = {
