@@ -12,6 +12,7 @@ pub mod config;
 pub mod derivation;
 pub mod hash;
 pub mod nar;
+pub mod nix_config;
 pub mod progress;
 pub mod server;
 pub mod store;

@@ -12,17 +12,23 @@
 //! | `default_room.failure` | null, or `layer` (may be null), `message`, `fix` (may be null) |
 //! | `default_room.seal` | what the kernel showed of the room, as `run --seal` writes it; null when it was not made |
 //! | `diagnoses` | a list, see below |
+//! | `nix` | the Nix on this machine: `present`, `program`, `version` (both may be null), `doors` (those in force, the strongest first: `attach`, `hook`, `store-server`), `diagnoses` (each with `aspect`, `verdict`, `found`, `fix`) |
 //!
 //! Each diagnosis has `group` (`room`: a layer of that room; `host`: what it needs; `option`: what can be asked for; `setting`),
 //! `aspect` (with the group its stable name), `layer` (or null), `verdict` (`works`, `weaker`, `missing`, `info`), `found` (words,
 //! with the kernel's answer) and `fix` (words, or null).
+//!
+//! What is said of Nix changes nothing about the exit status: rooms can be made without one.
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
+use anchorhold::nix_config::installed::{self, NixReport};
+use anchorhold::nix_config::judge::Finding;
 use anchorhold_sandbox::diagnosis::{Diagnosis, Group, Payload, Report, Verdict, examine};
 use clap::Args;
+use serde::Serialize;
 
 use super::{Subcommand, command, complain, options};
 
@@ -58,8 +64,9 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
         }
     };
     let report = examine(&Payload { program, arguments: vec!["doctor".into(), "--in-trial-room".into()] });
+    let nix = installed::examine();
     let text = if options.json {
-        match serde_json::to_string_pretty(&report) {
+        match serde_json::to_string_pretty(&Everything { report: &report, nix: &nix }) {
             Ok(text) => format!("{text}\n"),
             Err(error) => {
                 complain(error);
@@ -67,11 +74,19 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
             }
         }
     } else {
-        in_words(&report, Page::of_stdout())
+        let page = Page::of_stdout();
+        in_words(&report, page) + &of_nix(&nix, page)
     };
     // A reader that has seen enough is no failure of ours; the exit status says what it always says.
     let _ = io::stdout().write_all(text.as_bytes());
     if report.works() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[derive(Serialize)]
+struct Everything<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    nix: &'a NixReport,
 }
 
 /// What is written on.
@@ -143,9 +158,22 @@ fn in_words(report: &Report, page: Page) -> String {
         let widest = report.of(group).map(|one| one.aspect.len()).max().unwrap_or(0);
         let mut above = None;
         for diagnosis in report.of(group) {
-            text.push_str(&row(diagnosis, widest, above, page));
+            text.push_str(&row(diagnosis.into(), widest, above, page));
             above = diagnosis.fix.as_deref();
         }
+    }
+    text
+}
+
+/// How it stands with Nix, for people.
+fn of_nix(nix: &NixReport, page: Page) -> String {
+    if !nix.present {
+        return "\nThere is no Nix on this machine, and none is needed.\n".to_owned();
+    }
+    let mut text = format!("\n{}\n", page.paint("1", "The Nix on this machine, and whether its builds come here"));
+    let widest = nix.diagnoses.iter().map(|one| one.aspect.len()).max().unwrap_or(0);
+    for finding in &nix.diagnoses {
+        text.push_str(&row(finding.into(), widest, None, page));
     }
     text
 }
@@ -180,15 +208,36 @@ fn headline(report: &Report, page: Page) -> String {
     text
 }
 
-/// One diagnosis. `above` is the fix of the one before: what mends several is not read several times.
-fn row(diagnosis: &Diagnosis, widest: usize, above: Option<&str>, page: Page) -> String {
+/// What a row shows.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    aspect: &'a str,
+    verdict: Verdict,
+    found: &'a str,
+    fix: Option<&'a str>,
+}
+
+impl<'a> From<&'a Diagnosis> for Row<'a> {
+    fn from(one: &'a Diagnosis) -> Self {
+        Self { aspect: one.aspect, verdict: one.verdict, found: &one.found, fix: one.fix.as_deref() }
+    }
+}
+
+impl<'a> From<&'a Finding> for Row<'a> {
+    fn from(one: &'a Finding) -> Self {
+        Self { aspect: one.aspect, verdict: one.verdict, found: &one.found, fix: one.fix.as_deref() }
+    }
+}
+
+/// One row. `above` is the fix of the one before: what mends several is not read several times.
+fn row(shown: Row<'_>, widest: usize, above: Option<&str>, page: Page) -> String {
     const MARGIN: usize = 2;
     const VERDICT: usize = 9;
     let indent = MARGIN + VERDICT + widest + 2;
-    let verdict = page.paint(colour(diagnosis.verdict), &format!("{:<VERDICT$}", diagnosis.verdict.name()));
-    let found = page.broken(&diagnosis.found, indent);
-    let mut text = format!("{:MARGIN$}{verdict}{:<widest$}  {found}\n", "", diagnosis.aspect);
-    if let Some(fix) = &diagnosis.fix {
+    let verdict = page.paint(colour(shown.verdict), &format!("{:<VERDICT$}", shown.verdict.name()));
+    let found = page.broken(shown.found, indent);
+    let mut text = format!("{:MARGIN$}{verdict}{:<widest$}  {found}\n", "", shown.aspect);
+    if let Some(fix) = shown.fix {
         let inner = indent + "fix: ".len();
         let fix = if above == Some(fix) { "as above" } else { fix };
         text.push_str(&format!("{:indent$}{} {}\n", "", page.paint("1", "fix:"), page.broken(fix, inner)));
@@ -215,7 +264,7 @@ mod tests {
     fn a_row_without_a_terminal_is_one_line_and_its_fix_another() {
         let page = Page { colour: false, width: None };
         let long = "word ".repeat(60);
-        let text = row(&diagnosis(long.trim()), 8, None, page);
+        let text = row((&diagnosis(long.trim())).into(), 8, None, page);
         assert_eq!(text.lines().count(), 2);
         assert!(text.lines().nth(1).unwrap().trim_start().starts_with("fix: unmask it"));
         assert!(!text.contains('\x1b'));
@@ -224,7 +273,7 @@ mod tests {
     #[test]
     fn a_row_on_a_terminal_stays_inside_it() {
         let page = Page { colour: false, width: Some(60) };
-        let text = row(&diagnosis("word ".repeat(60).trim()), 8, None, page);
+        let text = row((&diagnosis("word ".repeat(60).trim())).into(), 8, None, page);
         assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
         assert!(text.lines().nth(1).unwrap().starts_with(&" ".repeat(21)), "{text}");
     }
@@ -232,13 +281,13 @@ mod tests {
     #[test]
     fn a_fix_is_not_said_twice_in_a_row() {
         let page = Page { colour: false, width: None };
-        assert!(row(&diagnosis("x"), 8, Some("unmask it"), page).ends_with("fix: as above\n"));
-        assert!(row(&diagnosis("x"), 8, Some("another"), page).ends_with("fix: unmask it\n"));
+        assert!(row((&diagnosis("x")).into(), 8, Some("unmask it"), page).ends_with("fix: as above\n"));
+        assert!(row((&diagnosis("x")).into(), 8, Some("another"), page).ends_with("fix: unmask it\n"));
     }
 
     #[test]
     fn colour_is_put_around_the_verdict_alone() {
-        let text = row(&diagnosis("x"), 8, None, Page { colour: true, width: None });
+        let text = row((&diagnosis("x")).into(), 8, None, Page { colour: true, width: None });
         assert!(text.contains("\x1b[31mmissing  \x1b[0mprocfs"), "{text:?}");
     }
 }
