@@ -39,6 +39,8 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         // Clients may be somebody else.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(directory.path().join("tmp")).unwrap();
+        anchorhold_tests::host::open_to_all(&directory.path().join("tmp"));
         let tree = directory.path().join("busybox/bin");
         fs::create_dir_all(&tree).unwrap();
         fs::copy(busybox, tree.join("busybox")).unwrap();
@@ -50,13 +52,14 @@ impl World {
             .arg(directory.path().join("socket"))
             .arg("--store")
             .arg(directory.path().join("served"))
+            // A fixed output may have the network; nothing here wants it, and not everybody may have it.
+            .args(["--option", "network", "none"])
             .args(options)
             .stdin(Stdio::null())
             .stderr(fs::File::create(directory.path().join("server.log")).unwrap())
             .spawn()
             .unwrap();
         let mut world = Self { directory, server, busybox: String::new() };
-        world.write("anchorhold.toml", "");
         assert!(poll_until(PATIENCE, || world.connect().is_some()), "the server does not listen");
         let tree = world.path("busybox");
         world.busybox = world.said("nix-store", &["--store", &world.local(), "--add", tree.to_str().unwrap()]);
@@ -114,6 +117,8 @@ impl World {
                 "substituters =\nsubstitute = false\nexperimental-features = nix-command\nbuild-users-group =\n",
             )
             .env("HOME", self.directory.path())
+            // What a client that is killed leaves behind goes with the test.
+            .env("TMPDIR", self.path("tmp"))
             .env_remove("NIX_REMOTE")
             .current_dir(self.directory.path())
             .stdin(Stdio::null());
