@@ -8,6 +8,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command as Process, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anchorhold::build::scratch;
@@ -37,6 +39,9 @@ pub const SUBCOMMAND: Subcommand = Subcommand {
 
 /// How long a client on a socket may take nothing of what it is sent, before it counts as gone.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// How many clients are served at once. Each is a process: somebody who opens connections without end must not take all there are.
+const MOST_CLIENTS: usize = 500;
 
 /// What is read at once.
 const BUFFER: usize = 256 << 10;
@@ -135,7 +140,11 @@ fn listen(listener: &UnixListener, options: &ServerOptions, settings: &Settings,
         arguments.push("--write".into());
     }
     arguments.push("--by-peer".into());
+    let clients = Arc::new(AtomicUsize::new(0));
     let attend = |stream: UnixStream| {
+        if clients.load(Ordering::Relaxed) >= MOST_CLIENTS {
+            return Err(io::Error::other(format!("{MOST_CLIENTS} clients are being served already")));
+        }
         let mut child = Process::new("/proc/self/exe")
             .arg0("anchorhold")
             .args(&arguments)
@@ -144,13 +153,17 @@ fn listen(listener: &UnixListener, options: &ServerOptions, settings: &Settings,
             // Keys typed at our terminal are for us; the clients are told by the end of their connections.
             .process_group(0)
             .spawn()?;
-        let builds = builds.clone();
-        std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
-            if !child.wait().is_ok_and(|status| status.success()) {
+        let (builds, leaving) = (builds.clone(), Arc::clone(&clients));
+        clients.fetch_add(1, Ordering::Relaxed);
+        let waiting = move || {
+            let status = child.wait();
+            leaving.fetch_sub(1, Ordering::Relaxed);
+            if !status.is_ok_and(|status| status.success()) {
                 // It may have been stopped in the middle of a build. What cannot be removed now, the next build removes.
                 let _ = scratch::sweep(&builds);
             }
-        })?;
+        };
+        std::thread::Builder::new().name("connection".to_owned()).stack_size(256 << 10).spawn(waiting)?;
         Ok(())
     };
     listener::accept(listener, attend, |text| complain(text))

@@ -522,8 +522,8 @@ fn the_serve_protocol_takes_and_gives_paths() {
     write_unkeyed_info(&mut input, dir, &good);
     input.0.extend(nar("hello"));
     input.number(1).truth(true).truth(false).paths(dir, &[good.path.clone(), path("other")]);
-    input.number(7).truth(false).paths(dir, &[good.path.clone()]);
-    input.number(2).paths(dir, &[good.path.clone()]);
+    input.number(7).truth(false).paths(dir, [&good.path]);
+    input.number(2).paths(dir, [&good.path]);
     input.number(3).path(dir, &good.path);
     let (result, sent) = world.talk_over(Cursor::new(input.0));
     result.unwrap();

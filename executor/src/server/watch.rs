@@ -64,24 +64,25 @@ fn waits_for_hang_up(connection: &OwnedFd, stopped: &impl AsFd) -> bool {
 mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
-    use std::sync::mpsc::{Receiver, Sender, channel};
-    use std::sync::{Mutex, OnceLock};
+    use std::sync::{Condvar, Mutex};
+
+    static SEEN: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+    fn gone() {
+        *SEEN.0.lock().unwrap() = true;
+        SEEN.1.notify_all();
+    }
 
     #[test]
     fn work_ends_the_watching_and_a_hang_up_is_seen_during_work() {
-        static SEEN: OnceLock<(Mutex<Sender<()>>, Mutex<Receiver<()>>)> = OnceLock::new();
-        let seen = SEEN.get_or_init(|| {
-            let (sender, receiver) = channel();
-            (Mutex::new(sender), Mutex::new(receiver))
-        });
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let watch = Watch::new(ours.into(), || SEEN.get().unwrap().0.lock().unwrap().send(()).unwrap());
+        let watch = Watch::new(ours.into(), gone);
         assert_eq!(watch.during(|| 7), 7);
-        assert!(seen.1.lock().unwrap().try_recv().is_err(), "nobody has gone");
+        assert!(!*SEEN.0.lock().unwrap(), "nobody has gone");
         watch.during(|| {
             drop(theirs);
             // Ends only when it is told.
-            seen.1.lock().unwrap().recv().unwrap();
+            drop(SEEN.1.wait_while(SEEN.0.lock().unwrap(), |seen| !*seen).unwrap());
         });
     }
 }

@@ -1,0 +1,60 @@
+//! Any bytes as a client of either protocol: answered or refused, and nothing is valid in the store that is not whole.
+#![no_main]
+
+use std::io;
+
+use anchorhold::build::policy::{Policy, native_system};
+use anchorhold::server::watch::Watch;
+use anchorhold::server::{Protocol, Server, attend};
+use anchorhold::store::{Access, GcPolicy, Store};
+use anchorhold_sandbox::quantity::Size;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    let place = tempfile::tempdir().expect("a directory");
+    let store = Store::open(place.path(), Access::ReadWrite).expect("a store");
+    let watch = Watch::nothing();
+    let policy = Policy {
+        // Nothing is started: what a builder does is for other tests.
+        system: format!("not-{}", native_system()),
+        extra_platforms: Default::default(),
+        features: Default::default(),
+        relaxed: false,
+        sandbox_paths: Vec::new(),
+        build_dir: "/build".to_owned(),
+        builds: place.path().join("builds"),
+        shm_size: Size::Bytes(1 << 20),
+        cores: 1,
+        timeout: None,
+        max_silent_time: None,
+        max_log_size: None,
+        memory: None,
+        pids: None,
+        cpu: None,
+        fetch: Default::default(),
+        impure_environment: Default::default(),
+        keep_failed: false,
+        log_lines: 10,
+    };
+    let server = Server {
+        store: &store,
+        policy,
+        jobs: 1,
+        keep_going: false,
+        // A trusted client of the worker protocol may make links anywhere: not here.
+        trusted: first & 3 == 3,
+        require_signatures: true,
+        keys: Vec::new(),
+        collector: GcPolicy::default(),
+        watch: &watch,
+    };
+    // Most random bytes would fall at the first word.
+    let magic: u64 = if first & 2 == 2 { 0x390c_9deb } else { 0x6e69_7863 };
+    let input = [&magic.to_le_bytes()[..], rest].concat();
+    let _ = attend(&server, Protocol::ByMagic, true, &input[..], io::sink());
+    assert_eq!(store.verify(true, false, &mut |_| {}).expect("the store can be read").left, 0);
+    drop(store);
+    let (parent, name) = anchorhold::tree::place(place.path()).expect("its place");
+    anchorhold::tree::remove(std::os::fd::AsFd::as_fd(&parent), &name).expect("it can be removed");
+});
