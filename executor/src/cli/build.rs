@@ -110,10 +110,7 @@ fn build(options: &BuildOptions) -> Result<u8, Failure> {
     let asked: BTreeSet<_> = wanted.iter().map(|one| one.derivation.clone()).collect();
     let request = Request {
         wanted: wanted.clone(),
-        jobs: options.jobs.unwrap_or(match settings.max_jobs {
-            MaxJobs::Count(count) => count,
-            MaxJobs::Auto => std::thread::available_parallelism().map_or(1, Into::into),
-        }),
+        jobs: options.jobs.unwrap_or_else(|| jobs(&settings)),
         keep_going: options.keep_going || settings.keep_going,
         check: options.check,
     };
@@ -131,6 +128,14 @@ fn build(options: &BuildOptions) -> Result<u8, Failure> {
     Ok(result::exit_code(results.iter().map(|result| result.status)).max(u8::from(
         asked.iter().any(|path| !results.iter().any(|result| result.derivation == *path && result.status.is_success())),
     )))
+}
+
+/// How many builds run at once by the settings.
+pub(super) fn jobs(settings: &Settings) -> usize {
+    match settings.max_jobs {
+        MaxJobs::Count(count) => count,
+        MaxJobs::Auto => std::thread::available_parallelism().map_or(1, Into::into),
+    }
 }
 
 /// One wanted output a line, in the order in which they were asked for.

@@ -4,6 +4,7 @@
 //! (an object: `source` is `default`, `file` with `path` and `line`, or `option`), `locked` (whether the system's file locks
 //! it) and `description`.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,6 +51,14 @@ impl ConfigOptions {
         let (pairs, _) = self.option.as_chunks::<2>();
         sources.options = pairs.iter().map(|[name, value]| (name.clone(), value.clone())).collect();
         Config::load(&sources)
+    }
+
+    /// The same, for another process of this program.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let files = self.config.iter().flat_map(|file| ["--config".into(), file.into()]);
+        let (pairs, _) = self.option.as_chunks::<2>();
+        let pairs = pairs.iter().flat_map(|[name, value]| ["--option".into(), name.into(), value.into()]);
+        files.chain(pairs).collect()
     }
 }
 

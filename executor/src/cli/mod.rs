@@ -14,6 +14,7 @@ mod run;
 mod shell;
 mod store;
 mod store_root;
+mod store_server;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -31,12 +32,13 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 11] = [
+const SUBCOMMANDS: [Subcommand; 12] = [
     build::SUBCOMMAND,
     shell::SUBCOMMAND,
     attach::SUBCOMMAND,
     derivation::SUBCOMMAND,
     store::SUBCOMMAND,
+    store_server::SUBCOMMAND,
     run::SUBCOMMAND,
     explain::SUBCOMMAND,
     doctor::SUBCOMMAND,

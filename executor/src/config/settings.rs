@@ -75,6 +75,8 @@ pub struct Settings {
     pub post_build_hook: Option<PathBuf>,
     pub require_sigs: bool,
     pub trusted_public_keys: Vec<String>,
+    pub trusted_users: Vec<String>,
+    pub allowed_users: Vec<String>,
     pub secret_key_files: Vec<PathBuf>,
     pub auto_optimise_store: bool,
     /// In bytes.
@@ -125,6 +127,8 @@ impl Settings {
             post_build_hook: read.path("post-build-hook"),
             require_sigs: read.truth("require-sigs"),
             trusted_public_keys: read.list("trusted-public-keys"),
+            trusted_users: read.list("trusted-users"),
+            allowed_users: read.list("allowed-users"),
             secret_key_files: read.list("secret-key-files").into_iter().map(PathBuf::from).collect(),
             auto_optimise_store: read.truth("auto-optimise-store"),
             min_free: read.bytes("min-free"),

@@ -225,11 +225,16 @@ pub fn internal_json_to(sink: impl Write + Send + 'static, level: Level) -> Box<
 }
 
 /// What shows events, one at a time, log lines whole.
-trait View: Send {
+pub(crate) trait View: Send {
     /// Anything but [`Event::Log`].
     fn event(&mut self, event: &Event<'_>);
     /// A line of a builder's log without its end, not filtered.
     fn line(&mut self, id: BuildId, line: &[u8]);
+}
+
+/// Tells a view of our own, whose messages go elsewhere than to standard error.
+pub(crate) fn to_view<'a>(view: impl View + 'a) -> impl Reporter + 'a {
+    Serialised::new(view)
 }
 
 /// Makes a reporter of a view: one thread at a time, and lines of pieces.
@@ -282,7 +287,7 @@ fn tell_line(view: &mut impl View, id: BuildId, line: &[u8]) {
 }
 
 /// A foreign name on one line without anything that a terminal obeys.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     escapes::filter_line(text.as_bytes(), false)
 }
 

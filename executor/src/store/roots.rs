@@ -88,8 +88,17 @@ impl Store {
         // The root comes first: between the two steps it leads nowhere, and never is there a link that keeps nothing.
         self.add_temp_root(path)?;
         replace_link(&link, Path::new(&self.dir.display(path)))?;
+        self.add_link_to_root(&link)
+    }
+
+    /// Makes whatever path `link` leads to a root for as long as it does. It need not be there yet.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn add_link_to_root(&self, link: &Path) -> Result<(), StoreError> {
+        self.check_writable("add a root")?;
         let name = crate::hash::Hash::of(crate::hash::Algorithm::Sha1, link.as_os_str().as_bytes()).base32();
-        replace_link(&self.state_dir().join("gcroots/auto").join(name), &link)
+        replace_link(&self.state_dir().join("gcroots/auto").join(name), link)
     }
 }
 

@@ -1,0 +1,238 @@
+//! `anchorhold store-server`: the store and its builds for a real Nix, over Nix's own protocols.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command as Process, ExitCode, Stdio};
+use std::time::Duration;
+
+use anchorhold::build::scratch;
+use anchorhold::cache::PublicKey;
+use anchorhold::config::settings::Settings;
+use anchorhold::server::trust::{Peer, Standing};
+use anchorhold::server::watch::Watch;
+use anchorhold::server::{self, Protocol, Server, ServerError, listener};
+use anchorhold::store::{Access, GcPolicy, Store};
+use clap::Args;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+
+use super::config::ConfigOptions;
+use super::store_root::{Failure, StorePlace};
+use super::{Subcommand, build, command, complain, options, policy};
+
+pub const SUBCOMMAND: Subcommand = Subcommand {
+    name: "store-server",
+    command: || {
+        command::<ServerOptions>(
+            "store-server",
+            "Serve the store to a Nix, and build for it: a remote store, a remote builder, a daemon",
+        )
+    },
+    run,
+};
+
+/// How long a client on a socket may take nothing of what it is sent, before it counts as gone.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// What is read at once.
+const BUFFER: usize = 256 << 10;
+
+#[derive(Debug, Args)]
+struct ServerOptions {
+    #[command(flatten)]
+    store: StorePlace,
+
+    #[command(flatten)]
+    config: ConfigOptions,
+
+    #[command(flatten)]
+    door: DoorOptions,
+
+    /// Let clients of the serve protocol write and build, too
+    #[arg(long)]
+    write: bool,
+
+    #[command(flatten)]
+    trust: TrustOptions,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "door", multiple = false)]
+struct DoorOptions {
+    /// Serve one client of the worker protocol on standard input and output, as `nix-daemon --stdio`
+    #[arg(long)]
+    stdio: bool,
+
+    /// Serve one client of the serve protocol on standard input and output, as `nix-store --serve`
+    #[arg(long)]
+    serve: bool,
+
+    /// Listen on this socket, and serve every client in a process of its own
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+
+    /// Listen on the socket that is standard input, as systemd hands it over
+    #[arg(long)]
+    listen_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "trust", multiple = false)]
+struct TrustOptions {
+    /// Believe the client on standard input: the default there
+    #[arg(long)]
+    trusted: bool,
+
+    /// Do not believe the client on standard input: take signed and content-addressed paths only
+    #[arg(long)]
+    untrusted: bool,
+
+    /// Believe the client on standard input as far as `trusted-users` and `allowed-users` say of who is at the other end of the socket
+    #[arg(long)]
+    by_peer: bool,
+}
+
+fn run(matches: &clap::ArgMatches) -> ExitCode {
+    let options: ServerOptions = options(matches);
+    match serve(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            complain(why.0);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(options: &ServerOptions) -> Result<(), Failure> {
+    let settings = options.config.load()?.settings();
+    let root = options.store.root_by(&options.config.load()?)?;
+    if let Some(path) = &options.door.socket {
+        let listener =
+            listener::bind(path).map_err(|error| Failure(format!("cannot listen on ‘{}’: {error}", path.display())))?;
+        return listen(&listener, options, &settings, root);
+    }
+    if options.door.listen_stdin {
+        let listener = UnixListener::from(stdin()?);
+        return listen(&listener, options, &settings, root);
+    }
+    attend(options, &settings, &root)
+}
+
+/// Every connection is given to a process of its own: this program once more, with the connection as its standard input and output.
+/// What one client does to its process, no other feels; and everything that a client holds ends with it.
+fn listen(listener: &UnixListener, options: &ServerOptions, settings: &Settings, root: PathBuf) -> Result<(), Failure> {
+    // Made once, before many try at the same time.
+    let store = Store::open(&root, Access::ReadWrite)?;
+    let builds = builds(settings, &store);
+    drop(store);
+    let mut arguments: Vec<OsString> = vec![SUBCOMMAND.name.into(), "--store".into(), root.into()];
+    arguments.extend(options.config.arguments());
+    if options.write {
+        arguments.push("--write".into());
+    }
+    arguments.push("--by-peer".into());
+    let attend = |stream: UnixStream| {
+        let mut child = Process::new("/proc/self/exe")
+            .arg0("anchorhold")
+            .args(&arguments)
+            .stdin(Stdio::from(OwnedFd::from(stream.try_clone()?)))
+            .stdout(Stdio::from(OwnedFd::from(stream)))
+            // Keys typed at our terminal are for us; the clients are told by the end of their connections.
+            .process_group(0)
+            .spawn()?;
+        let builds = builds.clone();
+        std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
+            if !child.wait().is_ok_and(|status| status.success()) {
+                // It may have been stopped in the middle of a build. What cannot be removed now, the next build removes.
+                let _ = scratch::sweep(&builds);
+            }
+        })?;
+        Ok(())
+    };
+    listener::accept(listener, attend, |text| complain(text))
+}
+
+/// Where the directories of running builds are.
+fn builds(settings: &Settings, store: &Store) -> PathBuf {
+    settings.build_dir.clone().unwrap_or_else(|| store.state_dir().join("anchorhold/builds"))
+}
+
+fn stdin() -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?)
+}
+
+/// Serves the client on standard input and output.
+fn attend(options: &ServerOptions, settings: &Settings, root: &std::path::Path) -> Result<(), Failure> {
+    let (input, watched) = (stdin()?, stdin()?);
+    let output = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+    // What a library or a child of ours may print is not for the protocol.
+    rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+    // A pipe has no such limit: what is behind it, an sshd most likely, knows itself when its client is gone.
+    let _ = set_socket_timeout(&output, Timeout::Send, Some(PATIENCE));
+    let input = BufReader::with_capacity(BUFFER, File::from(input));
+    let output = File::from(output);
+
+    let mut refused = None;
+    let trusted = if options.trust.by_peer {
+        let peer = Peer::of(rustix::stdio::stdin())
+            .map_err(|error| Failure(format!("--by-peer needs a socket as standard input: {error}")))?;
+        match peer.standing(&settings.trusted_users, &settings.allowed_users) {
+            Standing::Trusted => true,
+            Standing::Untrusted => false,
+            Standing::Refused => {
+                refused = Some(peer.name);
+                false
+            }
+        }
+    } else {
+        !options.trust.untrusted
+    };
+    if let Some(user) = refused {
+        return Ok(server::refuse(&user, input, output)?);
+    }
+
+    let (protocol, may_write) = match (options.door.stdio, options.door.serve) {
+        (true, _) => (Protocol::Worker, true),
+        (_, true) => (Protocol::Serve, options.write),
+        // As a forced command, whatever was asked for: the client's first number says what it speaks, and what it asked for says
+        // whether it means to write.
+        _ => {
+            let asked = std::env::var("SSH_ORIGINAL_COMMAND").unwrap_or_default();
+            (Protocol::ByMagic, options.write || asked.split_ascii_whitespace().any(|word| word == "--write"))
+        }
+    };
+    let store = Store::open(root, Access::ReadWrite)?;
+    let keys = settings.trusted_public_keys.iter().map(|text| text.parse()).collect::<Result<Vec<PublicKey>, _>>()?;
+    let watch = Watch::new(watched, gone);
+    let server = Server {
+        store: &store,
+        policy: policy::by_settings(settings, builds(settings, &store)),
+        jobs: build::jobs(settings),
+        keep_going: settings.keep_going,
+        trusted,
+        require_signatures: settings.require_sigs,
+        keys,
+        collector: GcPolicy {
+            keep_derivations: settings.keep_derivations,
+            keep_outputs: settings.keep_outputs,
+            ..GcPolicy::default()
+        },
+        watch: &watch,
+    };
+    match server::attend(&server, protocol, may_write, input, output) {
+        // In the serve protocol this line is all that the client is told.
+        Err(ServerError::Request(why)) => Err(Failure(format!("error: {why}"))),
+        other => Ok(other?),
+    }
+}
+
+/// The client has gone in the middle of something. Ending at once is what stops it: the kernel ends the launchers with us, and the
+/// rooms with them, and gives back every lock.
+fn gone() {
+    complain("the client has gone");
+    std::process::exit(1);
+}
