@@ -46,6 +46,13 @@ impl ConfigOptions {
         self.load_from(Sources { user: None, ..Sources::standard() })
     }
 
+    /// What was given, for another process of ours that may be started elsewhere: the files, and the settings.
+    pub fn given(&self) -> std::io::Result<(Vec<PathBuf>, Vec<(String, String)>)> {
+        let files = self.config.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+        let (pairs, _) = self.option.as_chunks::<2>();
+        Ok((files, pairs.iter().map(|[name, value]| (name.clone(), value.clone())).collect()))
+    }
+
     fn load_from(&self, mut sources: Sources) -> Result<Config, ConfigError> {
         sources.files.clone_from(&self.config);
         let (pairs, _) = self.option.as_chunks::<2>();

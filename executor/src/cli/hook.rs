@@ -1,0 +1,99 @@
+//! `anchorhold hook`: builds for a Nix of 2.4 or later, as its build hook.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anchorhold::hook::child::{self, BuildRemote};
+use anchorhold::hook::machine::{self, Machine};
+use anchorhold::hook::settings::BUILDERS;
+use anchorhold::hook::{Carried, Settings};
+use anchorhold::wire::Source;
+use clap::Args;
+
+use super::config::ConfigOptions;
+use super::store_root::Failure;
+use super::{Subcommand, build, command, complain, exit_code, options, policy};
+
+pub const SUBCOMMAND: Subcommand = Subcommand {
+    name: "hook",
+    command: || command::<HookOptions>("hook", "Build for Nix (2.4 or later), as the program of its setting build-hook"),
+    run,
+};
+
+/// The name of a link to this program by which it is a hook without a word more: the setting of some Nixes holds a path only.
+const NAME: &str = "anchorhold-hook";
+
+/// Called by [`NAME`], this is a hook.
+pub fn by_name(arguments: &mut Vec<OsString>) {
+    if arguments.first().is_some_and(|name| Path::new(name).file_name() == Some(OsStr::new(NAME))) {
+        arguments.insert(1, SUBCOMMAND.name.into());
+    }
+}
+
+#[derive(Debug, Args)]
+struct HookOptions {
+    #[command(flatten)]
+    config: ConfigOptions,
+
+    /// Nix's own program for remote builds, or a nix that has it inside [default: that of the Nix that runs]
+    #[arg(long, value_name = "PROGRAM")]
+    build_remote: Option<PathBuf>,
+
+    /// How many builds run at once, of all users of this host [default: the setting max-jobs]
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<usize>,
+
+    /// How much Nix says, as Nix tells it
+    #[arg(value_name = "VERBOSITY", required_unless_present = "stdio")]
+    verbosity: Option<OsString>,
+
+    /// Be the machine that builds are sent to: started by Nix's program, which was started by this one
+    #[arg(long, hide = true, conflicts_with = "verbosity")]
+    stdio: bool,
+}
+
+fn run(matches: &clap::ArgMatches) -> ExitCode {
+    let options: HookOptions = options(matches);
+    let done = match &options.verbosity {
+        Some(verbosity) => hand_on(&options, verbosity),
+        None => Err(Failure("to be done".to_owned())),
+    };
+    match done {
+        Ok(status) => exit_code(status),
+        Err(why) => {
+            complain(why.0);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Lets Nix's own program do a hook's work, with us as the only machine that it knows; its status is ours.
+fn hand_on(options: &HookOptions, verbosity: &OsStr) -> Result<i32, Failure> {
+    // Whatever follows the settings stays for the program: in the buffer that the thread for the rest reads from, too.
+    let Some(mut settings) = Settings::read(&mut Source::new(io::stdin().lock()))? else { return Ok(0) };
+    // The environment is the daemon's, or that of whoever called Nix: no file of a user is found by it.
+    let ours = options.config.load_without_user()?.settings();
+    let mut carried = Carried::of(&settings);
+    (carried.config, carried.options) = options.config.given()?;
+    let policy = carried.applied_to(policy::by_settings(&ours, PathBuf::new()));
+    let program = std::env::current_exe().map_err(|error| Failure(format!("cannot find this program: {error}")))?;
+    if !machine::is_plain(&program) {
+        return Err(Failure(format!(
+            "Nix starts ‘{}’ by a shell, which would not take this path as it is: put the program where the path has letters, digits, ‘.’, ‘_’, ‘-’ and ‘/’ only",
+            program.display()
+        )));
+    }
+    let machine = Machine {
+        program: &program,
+        systems: policy.extra_platforms.iter().chain([&policy.system]).map(String::as_str).collect(),
+        features: policy.features.iter().map(String::as_str).collect(),
+        jobs: options.jobs.unwrap_or_else(|| build::jobs(&ours)),
+    };
+    settings.set(BUILDERS, &machine.line());
+    let helper = options.build_remote.clone().map_or_else(BuildRemote::find, |named| Ok(BuildRemote::named(named)))?;
+    let environment = child::environment(&settings, &serde_json::to_string(&carried)?);
+    let status = helper.run(verbosity, &settings, &environment, io::stdin())?;
+    Ok(status.code().unwrap_or(1))
+}
