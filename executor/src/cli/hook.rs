@@ -1,14 +1,20 @@
 //! `anchorhold hook`: builds for a Nix of 2.4 or later, as its build hook.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anchorhold::config::{Config, Sources};
+use anchorhold::hook::carried::VARIABLE;
 use anchorhold::hook::child::{self, BuildRemote};
 use anchorhold::hook::machine::{self, Machine};
 use anchorhold::hook::settings::BUILDERS;
-use anchorhold::hook::{Carried, Settings};
+use anchorhold::hook::{Carried, Endpoint, Settings, store_root};
+use anchorhold::server::watch::Watch;
+use anchorhold::store::{Access, Store};
 use anchorhold::wire::Source;
 use clap::Args;
 
@@ -58,7 +64,7 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
     let options: HookOptions = options(matches);
     let done = match &options.verbosity {
         Some(verbosity) => hand_on(&options, verbosity),
-        None => Err(Failure("to be done".to_owned())),
+        None => attend().map(|()| 0),
     };
     match done {
         Ok(status) => exit_code(status),
@@ -96,4 +102,35 @@ fn hand_on(options: &HookOptions, verbosity: &OsStr) -> Result<i32, Failure> {
     let environment = child::environment(&settings, &serde_json::to_string(&carried)?);
     let status = helper.run(verbosity, &settings, &environment, io::stdin())?;
     Ok(status.code().unwrap_or(1))
+}
+
+/// What is read at once.
+const BUFFER: usize = 64 << 10;
+
+/// Is the machine at the other end of the program's standard input and output.
+fn attend() -> Result<(), Failure> {
+    // What Nix and its program had open is nobody's business here, the pipe of the log least of all.
+    anchorhold_sandbox::sys::process::close_from(3);
+    let carried = std::env::var(VARIABLE).map_err(|_| {
+        Failure(format!("--stdio is for Nix's program, as `anchorhold hook` starts it: {VARIABLE} is not set"))
+    })?;
+    let carried: Carried =
+        serde_json::from_str(&carried).map_err(|error| Failure(format!("{VARIABLE} is not understood: {error}")))?;
+    let mut sources = Sources { user: None, ..Sources::standard() };
+    (sources.files, sources.options) = (carried.config.clone(), carried.options.clone());
+    let ours = Config::load(&sources)?.settings();
+    let (input, watched) = (stdin()?, stdin()?);
+    let output = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+    // What a child of ours may print is not for the protocol.
+    rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+    let host = Store::open(&store_root(&carried.store)?, Access::ReadOnly)?;
+    let builds = ours.build_dir.clone().unwrap_or_else(|| host.state_dir().join("anchorhold/builds"));
+    let policy = carried.applied_to(policy::by_settings(&ours, builds));
+    let watch = Watch::new(watched, || std::process::exit(1));
+    let endpoint = Endpoint { host: &host, policy: &policy, watch: &watch };
+    Ok(endpoint.attend(BufReader::with_capacity(BUFFER, File::from(input)), File::from(output))?)
+}
+
+fn stdin() -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?)
 }

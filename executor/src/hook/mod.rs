@@ -15,11 +15,16 @@
 //! Source: `src/libstore/build/hook-instance.cc`, `derivation-goal.cc` and `src/build-remote/build-remote.cc` of Nix 2.8 (later
 //! `src/nix/build-remote/build-remote.cc`).
 
+mod building;
 pub mod carried;
 pub mod child;
+mod endpoint;
 pub mod machine;
+mod place;
 pub mod settings;
 
 pub use carried::Carried;
 pub use child::{BuildRemote, ChildError};
+pub use endpoint::Endpoint;
+pub use place::{PlaceError, store_root};
 pub use settings::Settings;
