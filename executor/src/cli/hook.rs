@@ -2,11 +2,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufReader};
-use std::os::fd::OwnedFd;
+use std::io::{self, BufReader, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Child, Command as Process, ExitCode, Stdio};
+use std::time::Duration;
 
+use anchorhold::build::scratch;
 use anchorhold::config::{Config, Sources};
 use anchorhold::hook::carried::VARIABLE;
 use anchorhold::hook::child::{self, BuildRemote};
@@ -17,6 +20,7 @@ use anchorhold::server::watch::Watch;
 use anchorhold::store::{Access, Store};
 use anchorhold::wire::Source;
 use clap::Args;
+use rustix::fs::MemfdFlags;
 
 use super::config::ConfigOptions;
 use super::store_root::Failure;
@@ -52,19 +56,24 @@ struct HookOptions {
     jobs: Option<usize>,
 
     /// How much Nix says, as Nix tells it
-    #[arg(value_name = "VERBOSITY", required_unless_present = "stdio")]
+    #[arg(value_name = "VERBOSITY", required_unless_present_any = ["stdio", "sweep"])]
     verbosity: Option<OsString>,
 
     /// Be the machine that builds are sent to: started by Nix's program, which was started by this one
     #[arg(long, hide = true, conflicts_with = "verbosity")]
     stdio: bool,
+
+    /// Wait for the end of standard input, and remove from this directory what builds left that are no more
+    #[arg(long, hide = true, value_name = "DIRECTORY", conflicts_with_all = ["verbosity", "stdio"])]
+    sweep: Option<PathBuf>,
 }
 
 fn run(matches: &clap::ArgMatches) -> ExitCode {
     let options: HookOptions = options(matches);
-    let done = match &options.verbosity {
-        Some(verbosity) => hand_on(&options, verbosity),
-        None => attend().map(|()| 0),
+    let done = match (&options.verbosity, &options.sweep) {
+        (Some(verbosity), _) => hand_on(&options, verbosity),
+        (None, Some(builds)) => sweep(builds).map(|()| 0),
+        (None, None) => attend().map(|()| 0),
     };
     match done {
         Ok(status) => exit_code(status),
@@ -83,6 +92,8 @@ fn hand_on(options: &HookOptions, verbosity: &OsStr) -> Result<i32, Failure> {
     let ours = options.config.load_without_user()?.settings();
     let mut carried = Carried::of(&settings);
     (carried.config, carried.options) = options.config.given()?;
+    let report = File::from(rustix::fs::memfd_create("anchorhold-hook", MemfdFlags::CLOEXEC)?);
+    carried.report = Some(format!("/proc/{}/fd/{}", std::process::id(), report.as_raw_fd()).into());
     let policy = carried.applied_to(policy::by_settings(&ours, PathBuf::new()));
     let program = std::env::current_exe().map_err(|error| Failure(format!("cannot find this program: {error}")))?;
     if !machine::is_plain(&program) {
@@ -100,9 +111,16 @@ fn hand_on(options: &HookOptions, verbosity: &OsStr) -> Result<i32, Failure> {
     settings.set(BUILDERS, &machine.line());
     let helper = options.build_remote.clone().map_or_else(BuildRemote::find, |named| Ok(BuildRemote::named(named)))?;
     let environment = child::environment(&settings, &serde_json::to_string(&carried)?);
-    let status = helper.run(verbosity, &settings, &environment, io::stdin())?;
-    Ok(status.code().unwrap_or(1))
+    let status = helper.run(verbosity, &settings, &environment, io::stdin())?.code().unwrap_or(1);
+    let mut said = String::new();
+    if status != 0 && report.take(REPORT).read_to_string(&mut said).is_ok() {
+        return Ok(said.parse().unwrap_or(status));
+    }
+    Ok(status)
 }
+
+/// The longest report, in bytes.
+const REPORT: u64 = 8;
 
 /// What is read at once.
 const BUFFER: usize = 64 << 10;
@@ -127,10 +145,39 @@ fn attend() -> Result<(), Failure> {
     let builds = ours.build_dir.clone().unwrap_or_else(|| host.state_dir().join("anchorhold/builds"));
     let policy = carried.applied_to(policy::by_settings(&ours, builds));
     let watch = Watch::new(watched, || std::process::exit(1));
-    let endpoint = Endpoint { host: &host, policy: &policy, watch: &watch };
+    // If there is none, the next build removes what this one leaves.
+    let _sweeper = sweeper(&policy.builds);
+    let endpoint = Endpoint { host: &host, policy: &policy, watch: &watch, report: carried.report.as_deref() };
     Ok(endpoint.attend(BufReader::with_capacity(BUFFER, File::from(input)), File::from(output))?)
 }
 
 fn stdin() -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?)
+}
+
+/// Nix's program kills us as soon as it has fetched what it wants, and Nix kills everything of the hook when it is interrupted.
+/// So what is left in `builds` is removed by a process that is in no group of theirs, when its standard input ends with us.
+fn sweeper(builds: &Path) -> io::Result<Child> {
+    Process::new("/proc/self/exe")
+        .arg0("anchorhold")
+        .args([SUBCOMMAND.name, "--sweep"])
+        .arg(builds)
+        .stdin(Stdio::piped())
+        // While it has these open, Nix would wait for it.
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+}
+
+/// What a killed room still writes to cannot be removed: it needs a moment to be gone.
+const MOMENT: Duration = Duration::from_millis(300);
+
+fn sweep(builds: &Path) -> Result<(), Failure> {
+    anchorhold_sandbox::sys::process::close_from(3);
+    io::copy(&mut io::stdin().lock(), &mut io::sink())?;
+    scratch::sweep(builds)?;
+    std::thread::sleep(MOMENT);
+    scratch::sweep(builds)?;
+    Ok(())
 }

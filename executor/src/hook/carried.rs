@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Settings;
 use crate::build::policy::{KVM, Policy};
+use crate::build::result::Status;
 use crate::build::room::SandboxPath;
 
 /// The variable of the environment.
@@ -43,6 +44,8 @@ pub struct Carried {
     pub sandbox_paths: Vec<String>,
     /// `pre-build-hook`. The other one is run by Nix itself.
     pub pre_build_hook: Option<PathBuf>,
+    /// A file in which the endpoint says how a build failed, as [`exit_status`] has it.
+    pub report: Option<PathBuf>,
     /// Files of settings of ours that the shim was given.
     pub config: Vec<PathBuf>,
     /// Settings of ours that the shim was given.
@@ -68,6 +71,7 @@ impl Carried {
             features: words("system-features"),
             sandbox_paths: words("sandbox-paths"),
             pre_build_hook: Some(PathBuf::from(text("pre-build-hook"))).filter(|hook| hook.is_absolute()),
+            report: None,
             config: Vec::new(),
             options: Vec::new(),
         }
@@ -96,6 +100,16 @@ impl Carried {
             policy.hooks.pre_build.clone_from(&self.pre_build_hook);
         }
         policy
+    }
+}
+
+/// The exit status by which a hook tells Nix of a failure. Up to 2.28, Nix tells these from others, and Nix's own helper never
+/// uses them; later Nixes take every failure of a hook for the same.
+pub fn exit_status(status: Status) -> Option<u8> {
+    match status {
+        Status::TimedOut => Some(101),
+        Status::PermanentFailure | Status::InputRejected | Status::HashMismatch => Some(100),
+        _ => None,
     }
 }
 

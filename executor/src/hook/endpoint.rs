@@ -6,9 +6,11 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Instant;
 
 use super::building::{self, Made};
+use super::carried::exit_status;
 use crate::build::policy::Policy;
 use crate::build::result::BuildResult;
 use crate::build::scheduler::Order;
@@ -35,6 +37,8 @@ pub struct Endpoint<'a> {
     pub policy: &'a Policy,
     /// Sees when the helper goes away.
     pub watch: &'a Watch,
+    /// A file in which it is said how a build failed.
+    pub report: Option<&'a Path>,
 }
 
 /// Why a request was not done.
@@ -194,7 +198,7 @@ impl<R: BufRead> Session<'_, '_, R> {
     }
 
     fn build_derivation(&mut self) -> Result<Message, Fault> {
-        let Endpoint { host, policy, watch } = *self.endpoint;
+        let Endpoint { host, policy, watch, report } = *self.endpoint;
         let basic = basic_derivation(&mut self.source, host.dir())?;
         match self.source.number("a build mode")? {
             0 => {}
@@ -213,6 +217,11 @@ impl<R: BufRead> Session<'_, '_, R> {
         telling.finished(&result, begun.elapsed());
         drop(telling);
         self.made.extend(made);
+        if let (Some(file), Some(status)) = (report, exit_status(result.status))
+            && let Err(error) = std::fs::write(file, status.to_string())
+        {
+            self.channel.note(&format!("warning: Nix is not told the class of this failure: {error}"));
+        }
         let mut reply = Message::new();
         let form = ResultForm { processor_time: self.minor >= 37, outputs: true, plain_outputs: false };
         build_result(&mut reply, host.dir(), &result, &story(host.dir(), &result), form);
