@@ -202,7 +202,11 @@ impl<R: BufRead> Session<'_, '_, R> {
         let basic = basic_derivation(&mut self.source, host.dir())?;
         match self.source.number("a build mode")? {
             0 => {}
-            mode => return Err(Fault::Refused(format!("a build hook builds only what is not there, and build mode {mode} was asked for"))),
+            mode => {
+                return Err(Fault::Refused(format!(
+                    "a build hook builds only what is not there, and build mode {mode} was asked for"
+                )));
+            }
         }
         let reporter = progress::to_view(Activities::new(self.channel));
         let mut order = Order::default();

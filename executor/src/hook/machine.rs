@@ -49,7 +49,8 @@ fn escape(into: &mut String, bytes: &[u8]) {
 /// Words with commas between them. What would break the line is left out: nobody can require it.
 fn list(into: &mut String, words: &BTreeSet<&str>) {
     let fits = |word: &&&str| {
-        !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, ',' | ';' | '#' | '@'))
+        !word.is_empty()
+            && !word.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, ',' | ';' | '#' | '@'))
     };
     let words: Vec<&str> = words.iter().filter(fits).copied().collect();
     into.push_str(if words.is_empty() { "-" } else { "" });

@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn other_stores_are_refused() {
-        for store in ["ssh-ng://host", "https://cache", "dummy://", "local?real=/x", "unix:///socket?root=/x", "/a%zz"] {
+        for store in ["ssh-ng://host", "https://cache", "dummy://", "local?real=/x", "unix:///socket?root=/x", "/a%zz"]
+        {
             assert!(by_setting(store, None).is_err(), "{store}");
         }
     }

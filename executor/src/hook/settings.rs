@@ -31,7 +31,10 @@ impl Settings {
         let mut settings = Vec::new();
         while more != 0 {
             if more != 1 {
-                return Err(WireError::invalid(what, format!("{more} is neither 0 nor 1; is this a build hook's input?")));
+                return Err(WireError::invalid(
+                    what,
+                    format!("{more} is neither 0 nor 1; is this a build hook's input?"),
+                ));
             }
             if settings.len() == MOST {
                 let (length, most) = (MOST as u64 + 1, MOST as u64);
@@ -86,7 +89,8 @@ mod tests {
     #[test]
     fn what_follows_the_settings_is_left() {
         // As Nix 2.8 begins.
-        let mut bytes = b"\x01\0\0\0\0\0\0\0\x13\0\0\0\0\0\0\0accept-flake-config\0\0\0\0\0\x05\0\0\0\0\0\0\0false\0\0\0".to_vec();
+        let mut bytes =
+            b"\x01\0\0\0\0\0\0\0\x13\0\0\0\0\0\0\0accept-flake-config\0\0\0\0\0\x05\0\0\0\0\0\0\0false\0\0\0".to_vec();
         bytes.extend([0; 8]);
         bytes.extend(b"rest");
         let mut source = Source::new(&bytes[..]);
@@ -109,7 +113,8 @@ mod tests {
     #[test]
     fn what_is_no_list_of_settings_is_refused() {
         assert_eq!(Settings::read(&mut Source::new(&b""[..])).unwrap(), None, "a Nix that went away at once");
-        for bytes in [&b"\x02\0\0\0\0\0\0\0"[..], b"\x01\0\0\0\0\0\0\0\xff\xff\xff\xff\0\0\0\0", b"\x01\0\0\0", b"try"] {
+        for bytes in [&b"\x02\0\0\0\0\0\0\0"[..], b"\x01\0\0\0\0\0\0\0\xff\xff\xff\xff\0\0\0\0", b"\x01\0\0\0", b"try"]
+        {
             assert!(Settings::read(&mut Source::new(bytes)).is_err(), "{bytes:?}");
         }
         let mut endless = Vec::new();
