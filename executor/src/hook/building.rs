@@ -54,20 +54,22 @@ struct Attempt<'a> {
     telling: &'a Telling<'a>,
     path: &'a StorePath,
     derivation: &'a Derivation,
+    worker: Option<Worker>,
     result: BuildResult,
 }
 
-/// Builds a derivation whose inputs are valid in the host's store.
+/// Builds a derivation whose inputs are valid in the host's store, in a room of `worker` if one was started before.
 pub(super) fn build(
     host: &Store,
     policy: &Policy,
     telling: &Telling<'_>,
+    worker: Option<Worker>,
     basic: &BasicDerivation,
 ) -> (BuildResult, Option<Made>) {
     let BasicDerivation { path, derivation } = basic;
     let begun = Instant::now();
     let result = BuildResult::new(path.clone(), Status::Built, "");
-    let mut attempt = Attempt { host, policy, telling, path, derivation, result };
+    let mut attempt = Attempt { host, policy, telling, path, derivation, worker, result };
     let done = attempt.run();
     let mut result = attempt.result;
     if let Some((_, took)) = &mut result.times {
@@ -215,8 +217,11 @@ impl Attempt<'_> {
             command,
         });
         let (mut lines, mut tail) = (LineSplitter::new(), Tail::new(policy.log_lines, TAIL_BYTES));
-        let mut worker =
-            Worker::start().map_err(|error| Stopped::misc(format!("starting a launcher process: {error}")))?;
+        let mut worker = self
+            .worker
+            .take()
+            .map_or_else(Worker::start, Ok)
+            .map_err(|error| Stopped::misc(format!("starting a launcher process: {error}")))?;
         if let Err(error) = running::announce(scratch, path, worker.id(), &room) {
             telling.warn(&format!("visitors will not find the build of ‘{path}’: {error}"));
         }

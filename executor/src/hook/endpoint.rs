@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::building::{self, Made};
 use super::carried::exit_status;
+use crate::build::launcher::Worker;
 use crate::build::policy::Policy;
 use crate::build::result::BuildResult;
 use crate::build::scheduler::Order;
@@ -66,6 +67,8 @@ struct Session<'e, 'c, R> {
     source: Source<R>,
     channel: &'c Channel,
     minor: u64,
+    /// Started while Nix's helper still prepares: its first build need not wait for it.
+    worker: Option<Worker>,
     /// What was built, until the connection ends.
     made: Vec<Made>,
 }
@@ -82,10 +85,11 @@ impl Endpoint<'_> {
             Some(WORKER_MAGIC) => {}
             Some(other) => return Err(ServerError::Magic(other)),
         }
+        let worker = Worker::start().ok();
         let channel = Channel::new(output);
         let minor = greet(&mut source, &channel, Some(true))?;
         channel.reply(&Message::new())?;
-        Session { endpoint: self, source, channel: &channel, minor, made: Vec::new() }.requests()
+        Session { endpoint: self, source, channel: &channel, minor, worker, made: Vec::new() }.requests()
     }
 }
 
@@ -217,7 +221,8 @@ impl<R: BufRead> Session<'_, '_, R> {
             telling.warn(&format!("what killed builds left could not be removed: {error}"));
         }
         let begun = Instant::now();
-        let (result, made): (BuildResult, _) = watch.during(|| building::build(host, policy, &telling, &basic));
+        let worker = self.worker.take();
+        let (result, made): (BuildResult, _) = watch.during(|| building::build(host, policy, &telling, worker, &basic));
         telling.finished(&result, begun.elapsed());
         drop(telling);
         self.made.extend(made);
