@@ -28,7 +28,10 @@ macro_rules! world {
 #[test]
 fn a_build_is_registered_by_nix_itself() {
     let world = world!(World::new());
-    let built = world.build(r#"thing { script = "id -u; echo some words; echo hello $out > $out"; }"#, &[]);
+    // Without a word more: so it is where the setting is a path and nothing else.
+    let link = world.path("anchorhold-hook");
+    let options = ["--option", "build-hook", link.to_str().unwrap()];
+    let built = world.build(r#"thing { script = "id -u; echo some words; echo hello $out > $out"; }"#, &options);
     let path = built.path();
     assert_eq!(world.contents(path), format!("hello {path}\n"));
     assert!(built.said.contains("1000\nsome words\n"), "the log is shown as it comes: {}", built.said);
@@ -167,11 +170,8 @@ fn a_failed_build_is_kept() {
 #[test]
 fn a_hook_without_a_helper_builds_nothing() {
     let world = world!(World::new());
-    let script = world.path("hook");
-    let text = format!("#!/bin/sh\nexec {} --build-remote /nothing \"$@\"\n", world.path("anchorhold-hook").display());
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let built = world.build("thing { }", &["--option", "build-hook", script.to_str().unwrap()]);
+    let hook = world.write_hook("without-helper", "--build-remote /nothing");
+    let built = world.build("thing { }", &["--option", "build-hook", &hook]);
     built.assert_failed(1, &["cannot run /nothing"]);
     assert!(built.paths.is_empty());
 }

@@ -55,13 +55,14 @@ impl World {
         for applet in ["sh", "cat", "echo", "env", "id", "mkdir", "sed", "sleep", "yes"] {
             symlink("busybox", bin.join(applet)).unwrap();
         }
-        // Older Nixes have no place for a word behind the program.
         symlink(anchorhold(), world.path("anchorhold-hook")).unwrap();
+        // Older Nixes have no place for options behind the program. Not every host has what an ordinary user's network needs.
+        world.write_hook("hook", "--option network none");
         let root = world.root();
         let conf = format!(
             "substituters =\nsubstitute = false\nexperimental-features = nix-command\nbuild-users-group =\nmax-jobs = 2\nstore = {}\nbuild-hook = {}\n{settings}\n",
             root.display(),
-            world.path("anchorhold-hook").display()
+            world.path("hook").display()
         );
         fs::write(world.path("conf/nix.conf"), conf).unwrap();
         fs::write(world.path("thing.nix"), THING).unwrap();
@@ -71,6 +72,15 @@ impl World {
         }
         world.tools = String::from_utf8(added.stdout).unwrap().trim().to_owned();
         Ok(world)
+    }
+
+    /// Writes a hook that is `anchorhold hook` with some options; its path.
+    pub fn write_hook(&self, name: &str, options: &str) -> String {
+        let path = self.path(name);
+        let text = format!("#!/bin/sh\nexec {} {options} \"$@\"\n", self.path("anchorhold-hook").display());
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path.to_str().unwrap().to_owned()
     }
 
     /// A path of the world.
