@@ -11,6 +11,7 @@ pub mod cache;
 pub mod config;
 pub mod derivation;
 pub mod hash;
+pub mod hook;
 pub mod nar;
 pub mod nix_config;
 pub mod progress;

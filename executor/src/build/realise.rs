@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Instant, SystemTime};
 
 use anchorhold_sandbox::host::Wanted;
@@ -96,21 +97,21 @@ impl Ids {
 }
 
 /// Why a build stops.
-pub(super) struct Stopped {
+pub(crate) struct Stopped {
     pub status: Status,
     pub message: String,
 }
 
 impl Stopped {
-    pub(super) fn new(status: Status, message: impl ToString) -> Self {
+    pub(crate) fn new(status: Status, message: impl ToString) -> Self {
         Self { status, message: message.to_string() }
     }
 
-    fn rejected(message: impl ToString) -> Self {
+    pub(crate) fn rejected(message: impl ToString) -> Self {
         Self::new(Status::InputRejected, format!("was not started: {}", message.to_string()))
     }
 
-    fn misc(message: impl ToString) -> Self {
+    pub(crate) fn misc(message: impl ToString) -> Self {
         Self::new(Status::MiscFailure, format!("could not be run: {}", message.to_string()))
     }
 }
@@ -412,7 +413,7 @@ impl Attempt<'_> {
                 });
             }
         };
-        let stopped = self.judge(&ended);
+        let stopped = judge(&ended, self.derivation, policy, self.is_disk_full());
         let Ended { account, refused, seal, .. } = ended;
         self.result.account = Some(account);
         self.result.seal = Some(seal);
@@ -426,50 +427,9 @@ impl Attempt<'_> {
         }
     }
 
-    /// Why a builder's end is a failure, if it is one.
-    fn judge(&self, ended: &Ended) -> Option<Stopped> {
-        let policy = self.realiser.policy;
-        let failed = |how: String| {
-            let transient = self.derivation.fixed_output().is_some() || self.is_disk_full();
-            let status = if transient { Status::TransientFailure } else { Status::PermanentFailure };
-            let full = if self.is_disk_full() { "; the disk is full" } else { "" };
-            Some(Stopped::new(status, format!("{how}{full}")))
-        };
-        let limit = |limit: Option<String>| limit.map_or_else(String::new, |limit| format!(" of {limit}"));
-        match ended.end {
-            End::Exited(0) => None,
-            End::Exited(status) => failed(format!("failed with exit code {status}")),
-            End::Signaled(signal) => failed(format!("failed due to signal {signal}{}", signal_name(signal))),
-            End::Time => Some(Stopped::new(
-                Status::TimedOut,
-                format!("timed out: it ran longer than {}", limit_text(policy.timeout)),
-            )),
-            End::Silence => Some(Stopped::new(
-                Status::TimedOut,
-                format!("timed out: it wrote nothing for {}", limit_text(policy.max_silent_time)),
-            )),
-            End::Output => Some(Stopped::new(
-                Status::LogLimitExceeded,
-                format!(
-                    "wrote more than its limit{} of log and was ended",
-                    limit(policy.max_log_size.map(|size| size.to_string()))
-                ),
-            )),
-            End::Memory => Some(Stopped::new(
-                Status::PermanentFailure,
-                format!(
-                    "ran out of memory: it used more than its limit{}; raise --memory",
-                    limit(policy.memory.map(|size| size.to_string()))
-                ),
-            )),
-        }
-    }
-
     fn is_disk_full(&self) -> bool {
         let Realiser { store, policy, .. } = self.realiser;
-        [store.real_dir().as_path(), policy.builds.as_path()]
-            .into_iter()
-            .any(|place| scratch::free_bytes(place).is_some_and(|free| free < DISK_FULL))
+        is_disk_full([&store.real_dir(), &policy.builds])
     }
 
     /// A failure of our own that a full disk explains.
@@ -512,8 +472,51 @@ impl Attempt<'_> {
     }
 }
 
+/// Why a builder's end is a failure, if it is one.
+pub(crate) fn judge(ended: &Ended, derivation: &Derivation, policy: &Policy, disk_full: bool) -> Option<Stopped> {
+    let failed = |how: String| {
+        let transient = derivation.fixed_output().is_some() || disk_full;
+        let status = if transient { Status::TransientFailure } else { Status::PermanentFailure };
+        let full = if disk_full { "; the disk is full" } else { "" };
+        Some(Stopped::new(status, format!("{how}{full}")))
+    };
+    let limit = |limit: Option<String>| limit.map_or_else(String::new, |limit| format!(" of {limit}"));
+    match ended.end {
+        End::Exited(0) => None,
+        End::Exited(status) => failed(format!("failed with exit code {status}")),
+        End::Signaled(signal) => failed(format!("failed due to signal {signal}{}", signal_name(signal))),
+        End::Time => Some(Stopped::new(
+            Status::TimedOut,
+            format!("timed out: it ran longer than {}", limit_text(policy.timeout)),
+        )),
+        End::Silence => Some(Stopped::new(
+            Status::TimedOut,
+            format!("timed out: it wrote nothing for {}", limit_text(policy.max_silent_time)),
+        )),
+        End::Output => Some(Stopped::new(
+            Status::LogLimitExceeded,
+            format!(
+                "wrote more than its limit{} of log and was ended",
+                limit(policy.max_log_size.map(|size| size.to_string()))
+            ),
+        )),
+        End::Memory => Some(Stopped::new(
+            Status::PermanentFailure,
+            format!(
+                "ran out of memory: it used more than its limit{}; raise --memory",
+                limit(policy.memory.map(|size| size.to_string()))
+            ),
+        )),
+    }
+}
+
+/// Whether a file system of these is so full that it explains any failure.
+pub(crate) fn is_disk_full<const N: usize>(places: [&Path; N]) -> bool {
+    places.into_iter().any(|place| scratch::free_bytes(place).is_some_and(|free| free < DISK_FULL))
+}
+
 /// What its derivation allows of the outputs: what they may refer to, how large they may be.
-fn check_outputs(
+pub(crate) fn check_outputs(
     store: &Store,
     options: &Options,
     taken: &BTreeMap<String, outputs::Taken>,
@@ -552,9 +555,9 @@ fn signal_name(signal: i32) -> &'static str {
 }
 
 /// What the store knows of a build's inputs, which are sorted.
-struct StoreInputs<'a> {
-    store: &'a Store,
-    inputs: &'a [StorePath],
+pub(crate) struct StoreInputs<'a> {
+    pub store: &'a Store,
+    pub inputs: &'a [StorePath],
 }
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;

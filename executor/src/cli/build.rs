@@ -105,7 +105,7 @@ impl BuildOptions {
         }
         let mut words = vec!["anchorhold".to_owned(), "build".to_owned()];
         words.extend(["--store".to_owned(), store.root().display().to_string()]);
-        words.extend(self.config.words());
+        words.extend(self.config.arguments().iter().map(|word| word.to_string_lossy().into_owned()));
         let limits = [
             given("--cores", self.cores.as_ref()),
             given("--timeout", self.timeout.as_ref()),

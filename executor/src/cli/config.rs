@@ -46,13 +46,11 @@ impl ConfigOptions {
         self.load_from(Sources { user: None, ..Sources::standard() })
     }
 
-    /// The same options as words of a command line, with files that can be found from anywhere.
-    pub fn words(&self) -> Vec<String> {
-        let file = |file: &PathBuf| std::path::absolute(file).unwrap_or_else(|_| file.clone()).display().to_string();
-        let mut words: Vec<_> = self.config.iter().flat_map(|path| ["--config".to_owned(), file(path)]).collect();
+    /// What was given, for another process of ours that may be started elsewhere: the files, and the settings.
+    pub fn given(&self) -> std::io::Result<(Vec<PathBuf>, Vec<(String, String)>)> {
+        let files = self.config.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
         let (pairs, _) = self.option.as_chunks::<2>();
-        words.extend(pairs.iter().flat_map(|[name, value]| ["--option".to_owned(), name.clone(), value.clone()]));
-        words
+        Ok((files, pairs.iter().map(|[name, value]| (name.clone(), value.clone())).collect()))
     }
 
     fn load_from(&self, mut sources: Sources) -> Result<Config, ConfigError> {
@@ -62,9 +60,10 @@ impl ConfigOptions {
         Config::load(&sources)
     }
 
-    /// The same, for another process of this program.
+    /// The same as words of a command line, with files that can be found from anywhere.
     pub fn arguments(&self) -> Vec<OsString> {
-        let files = self.config.iter().flat_map(|file| ["--config".into(), file.into()]);
+        let file = |file: &PathBuf| std::path::absolute(file).unwrap_or_else(|_| file.clone()).into();
+        let files = self.config.iter().flat_map(|path| ["--config".into(), file(path)]);
         let (pairs, _) = self.option.as_chunks::<2>();
         let pairs = pairs.iter().flat_map(|[name, value]| ["--option".into(), name.into(), value.into()]);
         files.chain(pairs).collect()

@@ -7,6 +7,7 @@ mod config;
 mod derivation;
 mod doctor;
 mod explain;
+mod hook;
 mod launch;
 mod policy;
 mod room_options;
@@ -32,10 +33,11 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 12] = [
+const SUBCOMMANDS: [Subcommand; 13] = [
     build::SUBCOMMAND,
     shell::SUBCOMMAND,
     attach::SUBCOMMAND,
+    hook::SUBCOMMAND,
     derivation::SUBCOMMAND,
     store::SUBCOMMAND,
     store_server::SUBCOMMAND,
@@ -60,7 +62,8 @@ fn whole() -> Command {
 
 /// Parses and does.
 pub fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    hook::by_name(&mut arguments);
     // A room is entered thousands of times: only the subcommand that is named is built. Anything else goes the long way round.
     let named = arguments.get(1).and_then(|word| SUBCOMMANDS.iter().find(|subcommand| word == subcommand.name));
     let parsed = match named {

@@ -17,7 +17,7 @@ const PROGRESS: u64 = 105;
 const SET_EXPECTED: u64 = 106;
 
 /// Tells a client of the worker protocol.
-pub(super) struct Activities<'a> {
+pub(crate) struct Activities<'a> {
     channel: &'a Channel,
     /// The two activities around all builds, while they are open.
     frame: Option<(u64, u64)>,

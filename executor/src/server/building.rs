@@ -114,7 +114,7 @@ const NO_SUBSTITUTER: &str = "is not valid here, and this server fetches nothing
 const NOT_BEGUN: &str = "was not begun, because another build failed";
 
 /// What a person is told of a result; nothing of a success.
-pub(super) fn story(dir: &StoreDir, result: &BuildResult) -> String {
+pub(crate) fn story(dir: &StoreDir, result: &BuildResult) -> String {
     if result.status.is_success() {
         return String::new();
     }

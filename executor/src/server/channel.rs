@@ -16,12 +16,12 @@ const RESULT: u64 = 0x5253_4c54;
 const BUFFER: usize = 64 << 10;
 
 /// A value that an activity or a result tells of.
-pub(super) enum Field<'a> {
+pub(crate) enum Field<'a> {
     Number(u64),
     Text(&'a str),
 }
 
-pub(super) struct Channel(Mutex<Inner>);
+pub(crate) struct Channel(Mutex<Inner>);
 
 struct Inner {
     sink: BufWriter<Box<dyn Write + Send>>,

@@ -11,14 +11,14 @@
 //!                                                                          activities ◄── progress ◄───────────────┘
 //! ```
 
-mod activities;
+pub(crate) mod activities;
 mod adding;
-mod building;
-mod channel;
+pub(crate) mod building;
+pub(crate) mod channel;
 mod client_settings;
 mod content_address;
 pub mod listener;
-mod operation;
+pub(crate) mod operation;
 mod queries;
 mod serve;
 #[cfg(test)]
@@ -26,7 +26,7 @@ mod tests;
 pub mod trust;
 mod upkeep;
 pub mod watch;
-mod worker;
+pub(crate) mod worker;
 
 use std::io::{BufRead, Write};
 

@@ -4,7 +4,7 @@ macro_rules! operations {
     ($($name:ident = $number:literal,)*) => {
         /// What a client asks for.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub(super) enum Operation {
+        pub(crate) enum Operation {
             $($name = $number,)*
         }
 

@@ -74,7 +74,11 @@ pub(super) fn refuse<R: BufRead>(why: &str, mut source: Source<R>, channel: &Cha
 }
 
 /// The part of the greeting after the client's magic number; gives the second number of the version that both speak.
-fn greet<R: BufRead>(source: &mut Source<R>, channel: &Channel, trusted: Option<bool>) -> Result<u64, ServerError> {
+pub(crate) fn greet<R: BufRead>(
+    source: &mut Source<R>,
+    channel: &Channel,
+    trusted: Option<bool>,
+) -> Result<u64, ServerError> {
     let mut hello = Message::new();
     hello.number(MAGIC).number(VERSION);
     channel.send(&hello)?;
