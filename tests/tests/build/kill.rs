@@ -65,8 +65,9 @@ impl Work {
         let world = World::new();
         let marker = format!("killed-{}-{name}", std::process::id());
         let recipe = |name: &str, needs: &str| {
+            // One that loses a process of its own ends there: else it would make something else and call it done.
             let script = format!(
-                ": {marker}; mkdir $out $dev; for i in 1 2 3 4 5 6 7 8; do head -c 20000 /dev/zero > $out/$i; echo {needs} > $dev/$i; done; ln $out/1 $out/same"
+                ": {marker}; set -e; mkdir $out $dev; for i in 1 2 3 4 5 6 7 8; do head -c 20000 /dev/zero > $out/$i; echo {needs} > $dev/$i; done; ln $out/1 $out/same"
             );
             Recipe::new(&world, name, &script).outputs(&["out", "dev"])
         };
