@@ -230,7 +230,8 @@ mod tests {
         #[test]
         fn what_is_set_is_read(name in "[a-z][a-z-]{0,12}", value in "[!-\"$-~]{1,8}( [!-\"$-~]{1,8}){0,3}") {
             prop_assume!(name != "include" && !name.starts_with("extra-"));
-            prop_assert_eq!(read(&format!(" {name}  =\t{value} # x\n")).unwrap().get(&name), value);
+            let settings = read(&format!(" {name}  =\t{value} # x\n")).unwrap();
+            prop_assert_eq!(settings.get(&name), value);
         }
     }
 }
