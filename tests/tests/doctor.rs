@@ -405,6 +405,12 @@ fn a_real_nix_says_itself_how_it_is_configured() {
     let report = json(&with_nix(directory.path(), &closed, None, &["--json"]));
     assert_eq!(of_nix(&report, "local-builds")["verdict"], "works", "{:#}", report["nix"]);
 
+    // Most Nixes do not show this setting as long as the feature is off, and old ones do not know it.
+    let entry =
+        r#"external-builders = [{"systems": ["x86_64-linux"], "program": "/usr/bin/anchorhold", "args": ["attach"]}]"#;
+    let report = json(&with_nix(directory.path(), entry, None, &["--json"]));
+    assert_eq!(of_nix(&report, "external-builders")["verdict"], "missing", "{:#}", report["nix"]);
+
     let words = text(&with_nix(directory.path(), "", None, &[]));
     assert!(words.contains("missing  door"), "{words}");
 

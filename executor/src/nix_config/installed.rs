@@ -53,7 +53,13 @@ pub fn examine() -> NixReport {
         report.present = false;
         return report;
     }
-    report.version = report.program.as_deref().and_then(|program| ask(program, &["--version"], variable).ok());
+    // Some do not even tell their version where the configuration has a mistake.
+    let blank = |name: &str| match name {
+        "NIX_CONF_DIR" => Some("/proc/self/nowhere".into()),
+        "NIX_USER_CONF_FILES" => Some(OsString::new()),
+        _ => None,
+    };
+    report.version = report.program.as_deref().and_then(|program| ask(program, &["--version"], blank).ok());
     let number = report.version.as_deref().and_then(version);
     let asked = match (&report.program, number) {
         (Some(program), Some(number)) => {
@@ -64,7 +70,16 @@ pub fn examine() -> NixReport {
         _ => None,
     };
     let (settings, how) = match asked {
-        Some(Ok(settings)) => (Ok(settings), "it was asked".to_owned()),
+        Some(Ok(mut settings)) => {
+            // A Nix that does not know this setting, or has the feature for it off, does not show it.
+            const EXPERIMENTAL: &str = "external-builders";
+            if settings.get(EXPERIMENTAL).is_empty()
+                && let Ok(written) = Places::of(variable).read()
+            {
+                settings.set(EXPERIMENTAL, written.get(EXPERIMENTAL));
+            }
+            (Ok(settings), "it was asked".to_owned())
+        }
         Some(Err(why)) => (Err(why), String::new()),
         None => {
             let read = Places::of(variable).read().map_err(|error| error.to_string());

@@ -49,7 +49,9 @@ pub struct Finding {
 
 impl Finding {
     pub(super) fn new(aspect: &'static str, verdict: Verdict, found: impl Into<String>) -> Self {
-        Self { aspect, verdict, found: found.into(), fix: None }
+        // Settings are shown on terminals, and hold what somebody wrote.
+        let found = found.into().chars().filter(|c| !c.is_control()).collect();
+        Self { aspect, verdict, found, fix: None }
     }
 
     pub(super) fn fix(self, fix: impl Into<String>) -> Self {
