@@ -115,7 +115,7 @@ fn the_service_can_do_no_more_than_rooms_need() {
         assert_eq!(good(field), true, "{field}");
     }
     // And what rooms need is left to them.
-    for field in ["RestrictNamespaces_CLONE_NEWUSER", "ProtectKernelTunables", "ProtectHostname", "PrivateUsers"] {
+    for field in ["RestrictNamespaces_user", "ProtectKernelTunables", "ProtectHostname", "PrivateUsers"] {
         assert_eq!(good(field), false, "{field}");
     }
 }
