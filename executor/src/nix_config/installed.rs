@@ -40,7 +40,7 @@ pub struct NixReport {
 pub fn examine() -> NixReport {
     let own = |name: &str| std::env::var_os(name);
     let program = in_path(own("PATH").as_deref());
-    let (environment, of) = chosen_environment(&own);
+    let (environment, of) = chosen_environment(own);
     let variable = |name: &str| match &environment {
         Environment::Own => own(name),
         Environment::WithoutFilesOfUsers if name == "NIX_USER_CONF_FILES" => Some(OsString::new()),
@@ -59,7 +59,13 @@ pub fn examine() -> NixReport {
         "NIX_USER_CONF_FILES" => Some(OsString::new()),
         _ => None,
     };
-    report.version = report.program.as_deref().and_then(|program| ask(program, &["--version"], blank).ok());
+    let told = report.program.as_deref().map(|program| ask(program, &["--version"], blank));
+    let why_not = match &told {
+        None => "there is no program nix in PATH".to_owned(),
+        Some(Err(why)) => format!("it cannot be asked ({why})"),
+        Some(Ok(text)) => format!("it cannot be asked (it calls itself ‘{text}’)"),
+    };
+    report.version = told.and_then(Result::ok);
     let number = report.version.as_deref().and_then(version);
     let asked = match (&report.program, number) {
         (Some(program), Some(number)) => {
@@ -83,7 +89,7 @@ pub fn examine() -> NixReport {
         Some(Err(why)) => (Err(why), String::new()),
         None => {
             let read = Places::of(variable).read().map_err(|error| error.to_string());
-            (read, format!("not to be asked; {} was read", directory.join("nix.conf").display()))
+            (read, format!("{why_not}, so {} was read", directory.join("nix.conf").display()))
         }
     };
     let name = report.version.clone().unwrap_or_else(|| "a Nix".to_owned());

@@ -279,9 +279,8 @@ fn local_builds(settings: &NixSettings, doors: &[Door], uncovered: &[&str]) -> F
     }
     let systems = uncovered.join(", ");
     if doors.contains(&Door::Attach) {
-        return Finding::new(ASPECT, Verdict::Weaker, format!("Nix builds for {systems} in its own sandbox")).fix(
-            format!("name them in `systems` of external-builders too, or build for none of them: extra-platforms ="),
-        );
+        return Finding::new(ASPECT, Verdict::Weaker, format!("Nix builds for {systems} in its own sandbox"))
+            .fix("name them in `systems` of external-builders too, or build for none of them: extra-platforms =");
     }
     let emptied =
         if doors.contains(&Door::Hook) { "" } else { ", and so is everything for a client that empties builders" };
