@@ -57,6 +57,8 @@ pub fn examine() -> NixReport {
     let blank = |name: &str| match name {
         "NIX_CONF_DIR" => Some("/proc/self/nowhere".into()),
         "NIX_USER_CONF_FILES" => Some(OsString::new()),
+        // Nix insists on a home, though it reads nothing there now.
+        "HOME" => own(name),
         _ => None,
     };
     let told = report.program.as_deref().map(|program| ask(program, &["--version"], blank));
@@ -204,7 +206,7 @@ fn ask(program: &Path, arguments: &[&str], variable: impl Fn(&str) -> Option<OsS
         return Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let error = said.lines().find(|line| line.starts_with("error:")).or(said.lines().next()).unwrap_or_default();
+    let error = said.lines().find(|line| line.contains("error:")).or(said.lines().next()).unwrap_or_default();
     let printable: String = error.chars().filter(|c| !c.is_control()).take(400).collect();
     Err(printable)
 }
