@@ -147,7 +147,7 @@ fn the_json_has_its_keys_and_names() {
     let report = json(&run(Command::new(anchorhold()).args(["doctor", "--json"])));
     let keys = |value: &Value| value.as_object().expect("an object").keys().cloned().collect::<BTreeSet<_>>();
     let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
-    let top = ["version", "made_by", "kernel", "uid", "privileged", "default_room", "diagnoses"];
+    let top = ["version", "made_by", "kernel", "uid", "privileged", "default_room", "diagnoses", "nix"];
     assert_eq!(keys(&report), set(&top));
     assert_eq!(report["version"], 1);
     assert_eq!(keys(&report["default_room"]), set(&["verdict", "failure", "seal"]));
@@ -321,4 +321,103 @@ fn what_is_around_us_is_told() {
             assert!(said(row, "found").contains("kept from gaining privileges"), "{row}");
         }
     }
+}
+
+/// Doctor, asked about the Nix of this configuration.
+fn with_nix(directory: &Path, configuration: &str, path: Option<&str>, arguments: &[&str]) -> Output {
+    std::fs::write(directory.join("nix.conf"), configuration).expect("nix.conf");
+    let mut command = Command::new(anchorhold());
+    command.arg("doctor").args(arguments).env("NIX_CONF_DIR", directory).env("NIX_USER_CONF_FILES", "");
+    command.env_remove("NIX_CONFIG").env("HOME", directory);
+    if let Some(path) = path {
+        command.env("PATH", path);
+    }
+    run(&mut command)
+}
+
+fn of_nix<'a>(report: &'a Value, aspect: &str) -> &'a Value {
+    let all = report["nix"]["diagnoses"].as_array().expect("a list");
+    all.iter().find(|one| one["aspect"] == aspect).unwrap_or_else(|| panic!("no {aspect} in {:#}", report["nix"]))
+}
+
+#[test]
+fn a_machine_without_nix_is_told_so_in_one_line() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let none = directory.path().join("none");
+    let doctor = |arguments: &[&str]| {
+        let mut command = Command::new(anchorhold());
+        command.arg("doctor").args(arguments).env("NIX_CONF_DIR", &none).env("PATH", &none);
+        run(&mut command)
+    };
+    let said = text(&doctor(&[]));
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("Nix")).collect();
+    assert_eq!(lines, ["There is no Nix on this machine, and none is needed."], "{said}");
+    let report = json(&doctor(&["--json"]));
+    assert_eq!(report["nix"]["present"], false);
+    assert_eq!(report["nix"]["diagnoses"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn a_nix_that_cannot_be_asked_has_its_files_read() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let program = anchorhold();
+    let entry = format!(
+        r#"[{{"systems": ["x86_64-linux", "i686-linux"], "program": "{}", "args": ["attach"]}}]"#,
+        program.display()
+    );
+    std::fs::write(directory.path().join("doors.conf"), format!("external-builders = {entry}\n")).expect("doors.conf");
+    let lines = "include doors.conf\n!include none.conf\nsystem = x86_64-linux\nextra-platforms = i686-linux\n";
+    let report =
+        |more: &str| json(&with_nix(directory.path(), &format!("{lines}{more}"), Some("/nonexistent"), &["--json"]));
+
+    let off = report("");
+    assert_eq!((&off["nix"]["doors"], &off["nix"]["program"]), (&Value::Array(Vec::new()), &Value::Null));
+    assert_eq!(of_nix(&off, "external-builders")["verdict"], "missing");
+    assert!(said(of_nix(&off, "external-builders"), "fix").contains("extra-experimental-features = external-builders"));
+
+    let on = report("extra-experimental-features = external-builders\n");
+    assert_eq!(on["nix"]["doors"], serde_json::json!(["attach"]), "{:#}", on["nix"]);
+    assert_eq!(of_nix(&on, "local-builds")["verdict"], "works");
+
+    let broken = report("include none.conf\n");
+    assert!(said(of_nix(&broken, "nix"), "found").contains("none.conf"), "{:#}", broken["nix"]);
+    assert_eq!(of_nix(&broken, "nix")["verdict"], "missing");
+}
+
+#[test]
+fn a_real_nix_says_itself_how_it_is_configured() {
+    if Command::new("nix").arg("--version").stdout(Stdio::null()).status().is_err() {
+        skip("there is no nix in PATH");
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    // Called by a name that needs no argument, because old Nixes give none.
+    let hook = directory.path().join("anchorhold-hook");
+    std::os::unix::fs::symlink(anchorhold(), &hook).expect("a link");
+    let hook = format!("build-hook = {}\ntrusted-users = root *\n", hook.display());
+    let report = json(&with_nix(directory.path(), &hook, None, &["--json"]));
+    assert!(said(&report["nix"], "version").starts_with("nix ("), "{:#}", report["nix"]);
+    assert_eq!(report["nix"]["doors"], serde_json::json!(["hook"]), "{:#}", report["nix"]);
+    assert!(said(of_nix(&report, "local-builds"), "found").contains("preferLocalBuild"));
+    assert_eq!(of_nix(&report, "trusted-users")["verdict"], "weaker");
+
+    let closed = format!("{hook}system = hook-only\nextra-platforms =\n");
+    let report = json(&with_nix(directory.path(), &closed, None, &["--json"]));
+    assert_eq!(of_nix(&report, "local-builds")["verdict"], "works", "{:#}", report["nix"]);
+
+    // Most Nixes do not show this setting as long as the feature is off, and old ones do not know it.
+    let entry =
+        r#"external-builders = [{"systems": ["x86_64-linux"], "program": "/usr/bin/anchorhold", "args": ["attach"]}]"#;
+    let report = json(&with_nix(directory.path(), entry, None, &["--json"]));
+    assert_eq!(of_nix(&report, "external-builders")["verdict"], "missing", "{:#}", report["nix"]);
+
+    let words = text(&with_nix(directory.path(), "", None, &[]));
+    assert!(words.contains("missing  door"), "{words}");
+
+    let refused = json(&with_nix(directory.path(), "sandbox = perhaps\n", None, &["--json"]));
+    let found = said(of_nix(&refused, "nix"), "found");
+    assert!(found.contains("does not start") && found.contains("sandbox"), "{found}");
+    // And none of it is about rooms.
+    let works = run(Command::new(anchorhold()).arg("doctor")).status.code();
+    assert_eq!(with_nix(directory.path(), "sandbox = perhaps\n", None, &[]).status.code(), works);
 }

@@ -46,17 +46,20 @@ impl ConfigOptions {
         self.load_from(Sources { user: None, ..Sources::standard() })
     }
 
-    /// What was given, for another process of ours that may be started elsewhere: the files, and the settings.
-    pub fn given(&self) -> std::io::Result<(Vec<PathBuf>, Vec<(String, String)>)> {
-        let files = self.config.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+    /// The files that were given, for a process that may be started elsewhere.
+    pub fn files(&self) -> io::Result<Vec<PathBuf>> {
+        self.config.iter().map(std::path::absolute).collect()
+    }
+
+    /// The settings that were given, each a name and a value.
+    pub fn pairs(&self) -> Vec<(String, String)> {
         let (pairs, _) = self.option.as_chunks::<2>();
-        Ok((files, pairs.iter().map(|[name, value]| (name.clone(), value.clone())).collect()))
+        pairs.iter().map(|[name, value]| (name.clone(), value.clone())).collect()
     }
 
     fn load_from(&self, mut sources: Sources) -> Result<Config, ConfigError> {
         sources.files.clone_from(&self.config);
-        let (pairs, _) = self.option.as_chunks::<2>();
-        sources.options = pairs.iter().map(|[name, value]| (name.clone(), value.clone())).collect();
+        sources.options = self.pairs();
         Config::load(&sources)
     }
 
@@ -64,8 +67,7 @@ impl ConfigOptions {
     pub fn arguments(&self) -> Vec<OsString> {
         let file = |file: &PathBuf| std::path::absolute(file).unwrap_or_else(|_| file.clone()).into();
         let files = self.config.iter().flat_map(|path| ["--config".into(), file(path)]);
-        let (pairs, _) = self.option.as_chunks::<2>();
-        let pairs = pairs.iter().flat_map(|[name, value]| ["--option".into(), name.into(), value.into()]);
+        let pairs = self.pairs().into_iter().flat_map(|(name, value)| ["--option".into(), name.into(), value.into()]);
         files.chain(pairs).collect()
     }
 }

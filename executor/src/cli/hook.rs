@@ -93,7 +93,7 @@ fn hand_on(options: &HookOptions, verbosity: &OsStr) -> Result<i32, Failure> {
     // The environment is the daemon's, or that of whoever called Nix: no file of a user is found by it.
     let ours = options.config.load_without_user()?.settings();
     let mut carried = Carried::of(&settings);
-    (carried.config, carried.options) = options.config.given()?;
+    (carried.config, carried.options) = (options.config.files()?, options.config.pairs());
     let report = File::from(rustix::fs::memfd_create("anchorhold-hook", MemfdFlags::CLOEXEC)?);
     carried.report = Some(format!("/proc/{}/fd/{}", std::process::id(), report.as_raw_fd()).into());
     let policy = carried.applied_to(policy::by_settings(&ours, PathBuf::new()));

@@ -40,7 +40,7 @@ pub struct NixReport {
 pub fn examine() -> NixReport {
     let own = |name: &str| std::env::var_os(name);
     let program = in_path(own("PATH").as_deref());
-    let (environment, of) = chosen_environment(&own);
+    let (environment, of) = chosen_environment(own);
     let variable = |name: &str| match &environment {
         Environment::Own => own(name),
         Environment::WithoutFilesOfUsers if name == "NIX_USER_CONF_FILES" => Some(OsString::new()),
@@ -53,7 +53,21 @@ pub fn examine() -> NixReport {
         report.present = false;
         return report;
     }
-    report.version = report.program.as_deref().and_then(|program| ask(program, &["--version"], variable).ok());
+    // Some do not even tell their version where the configuration has a mistake.
+    let blank = |name: &str| match name {
+        "NIX_CONF_DIR" => Some("/proc/self/nowhere".into()),
+        "NIX_USER_CONF_FILES" => Some(OsString::new()),
+        // Nix insists on a home, though it reads nothing there now.
+        "HOME" => own(name),
+        _ => None,
+    };
+    let told = report.program.as_deref().map(|program| ask(program, &["--version"], blank));
+    let why_not = match &told {
+        None => "there is no program nix in PATH".to_owned(),
+        Some(Err(why)) => format!("it cannot be asked ({why})"),
+        Some(Ok(text)) => format!("it cannot be asked (it calls itself ‘{text}’)"),
+    };
+    report.version = told.and_then(Result::ok);
     let number = report.version.as_deref().and_then(version);
     let asked = match (&report.program, number) {
         (Some(program), Some(number)) => {
@@ -64,11 +78,20 @@ pub fn examine() -> NixReport {
         _ => None,
     };
     let (settings, how) = match asked {
-        Some(Ok(settings)) => (Ok(settings), "it was asked".to_owned()),
+        Some(Ok(mut settings)) => {
+            // A Nix that does not know this setting, or has the feature for it off, does not show it.
+            const EXPERIMENTAL: &str = "external-builders";
+            if settings.get(EXPERIMENTAL).is_empty()
+                && let Ok(written) = Places::of(variable).read()
+            {
+                settings.set(EXPERIMENTAL, written.get(EXPERIMENTAL));
+            }
+            (Ok(settings), "it was asked".to_owned())
+        }
         Some(Err(why)) => (Err(why), String::new()),
         None => {
             let read = Places::of(variable).read().map_err(|error| error.to_string());
-            (read, format!("not to be asked; {} was read", directory.join("nix.conf").display()))
+            (read, format!("{why_not}, so {} was read", directory.join("nix.conf").display()))
         }
     };
     let name = report.version.clone().unwrap_or_else(|| "a Nix".to_owned());
@@ -183,7 +206,7 @@ fn ask(program: &Path, arguments: &[&str], variable: impl Fn(&str) -> Option<OsS
         return Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let error = said.lines().find(|line| line.starts_with("error:")).or(said.lines().next()).unwrap_or_default();
+    let error = said.lines().find(|line| line.contains("error:")).or(said.lines().next()).unwrap_or_default();
     let printable: String = error.chars().filter(|c| !c.is_control()).take(400).collect();
     Err(printable)
 }

@@ -49,7 +49,9 @@ pub struct Finding {
 
 impl Finding {
     pub(super) fn new(aspect: &'static str, verdict: Verdict, found: impl Into<String>) -> Self {
-        Self { aspect, verdict, found: found.into(), fix: None }
+        // Settings are shown on terminals, and hold what somebody wrote.
+        let found = found.into().chars().filter(|c| !c.is_control()).collect();
+        Self { aspect, verdict, found, fix: None }
     }
 
     pub(super) fn fix(self, fix: impl Into<String>) -> Self {
@@ -75,11 +77,7 @@ pub fn judge(facts: &Facts<'_>) -> (Vec<Door>, Vec<Finding>) {
     let (attach, covered) = attach(facts);
     let found = [(Door::Attach, attach), (Door::Hook, hook(facts)), (Door::StoreServer, store_server(facts))];
     let open = |finding: &Option<Finding>| finding.as_ref().is_some_and(|one| one.verdict != Verdict::Missing);
-    let mut doors: Vec<Door> = found.iter().filter(|(_, finding)| open(finding)).map(|(door, _)| *door).collect();
-    // Without a hook nobody is told of other machines.
-    if facts.settings.get("build-hook").is_empty() {
-        doors.retain(|door| *door != Door::StoreServer);
-    }
+    let doors: Vec<Door> = found.iter().filter(|(_, finding)| open(finding)).map(|(door, _)| *door).collect();
     let mut all = vec![in_force(&doors)];
     all.extend(found.into_iter().filter_map(|(_, finding)| finding));
     all.extend(other_machines(facts));
@@ -194,25 +192,32 @@ fn hook(facts: &Facts<'_>) -> Option<Finding> {
     Some(Finding::new(ASPECT, Verdict::Works, words.join(" ")))
 }
 
+/// Whether the hook is ours, which names itself as the only machine that there is.
+fn is_our_hook(settings: &NixSettings) -> bool {
+    settings.words("build-hook").next().is_some_and(|program| program.contains("anchorhold"))
+}
+
 /// `builders`, if one of them is ours.
 fn store_server(facts: &Facts<'_>) -> Option<Finding> {
+    if is_our_hook(facts.settings) {
+        return None;
+    }
     let machines = facts.machines.as_ref().ok()?;
     let ours: Vec<&str> = machines.iter().map(String::as_str).filter(|one| machines::is_ours(one)).collect();
     if ours.is_empty() {
         return None;
     }
-    let finding = Finding::new("builders", Verdict::Works, ours.join(", "));
     if facts.settings.get("build-hook").is_empty() {
         let found = format!("{}, but build-hook is empty: no machine is asked", ours.join(", "));
         return Some(Finding::new("builders", Verdict::Missing, found).fix("leave build-hook out, or name the hook"));
     }
-    Some(finding)
+    Some(Finding::new("builders", Verdict::Works, ours.join(", ")))
 }
 
-/// Machines that are not ours build as they like. With our hook none is asked: it names itself as the only one.
+/// Machines that are not ours build as they like.
 fn other_machines(facts: &Facts<'_>) -> Option<Finding> {
     const ASPECT: &str = "other-machines";
-    if facts.settings.words("build-hook").next().is_none_or(|program| program.contains("anchorhold")) {
+    if facts.settings.get("build-hook").is_empty() || is_our_hook(facts.settings) {
         return None;
     }
     let machines = match &facts.machines {
@@ -274,9 +279,8 @@ fn local_builds(settings: &NixSettings, doors: &[Door], uncovered: &[&str]) -> F
     }
     let systems = uncovered.join(", ");
     if doors.contains(&Door::Attach) {
-        return Finding::new(ASPECT, Verdict::Weaker, format!("Nix builds for {systems} in its own sandbox")).fix(
-            format!("name them in `systems` of external-builders too, or build for none of them: extra-platforms ="),
-        );
+        return Finding::new(ASPECT, Verdict::Weaker, format!("Nix builds for {systems} in its own sandbox"))
+            .fix("name them in `systems` of external-builders too, or build for none of them: extra-platforms =");
     }
     let emptied =
         if doors.contains(&Door::Hook) { "" } else { ", and so is everything for a client that empties builders" };
@@ -346,3 +350,6 @@ fn own_sandbox(settings: &NixSettings, matters: bool) -> Finding {
 fn base_name(program: &str) -> &str {
     program.rsplit('/').next().unwrap_or(program)
 }
+
+#[cfg(test)]
+mod tests;
