@@ -121,6 +121,8 @@ fn with_a_system_that_nothing_uses_nothing_leads_around_the_hook() {
         ours local
         build 0 demanding --arg more '{ preferLocalBuild = true; }' --option extra-platforms x86_64-linux
         ours demanding
+        build 1 plain --check
+        grep -q 'is required to build' said
         # Whatever is wrong with the hook, nothing is built then.
         ln -sfn /bin/false anchorhold-hook
         build 1 broken --arg more '{ preferLocalBuild = true; }'

@@ -1,6 +1,7 @@
 //! `anchorhold hook` as the build hook of real Nixes: this machine's, without and with a daemon, and a newer one.
 
 mod daemon;
+mod machine;
 mod newer;
 mod shim;
 mod world;
@@ -13,7 +14,7 @@ use anchorhold_tests::host::{poll_until, processes_that_name};
 use anchorhold_tests::skip;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use world::World;
+use world::{World, write_program};
 
 /// Returns from the test where there is no world for it.
 macro_rules! world {
@@ -134,12 +135,8 @@ fn settings_of_nix_reach_the_build() {
     anchorhold_tests::host::open_to_all(directory.path());
     fs::write(directory.path().join("file"), "shown\n").unwrap();
     let hook = directory.path().join("pre-build");
-    fs::write(
-        &hook,
-        format!("#!/bin/sh\necho extra-sandbox-paths\necho /by-hook={}\necho\n", directory.path().display()),
-    )
-    .unwrap();
-    fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let said = format!("#!/bin/sh\necho extra-sandbox-paths\necho /by-hook={}\necho\n", directory.path().display());
+    write_program(&hook, &said);
     let settings = format!(
         "sandbox-paths = /shown={}\npre-build-hook = {}\nsystem-features = gold\n",
         directory.path().display(),

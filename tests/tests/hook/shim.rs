@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use anchorhold_tests::room::anchorhold;
+
+use crate::world::write_program;
 
 /// What a Nix sends: settings, then anything.
 fn input(settings: &[(&str, &str)], rest: &[u8]) -> Vec<u8> {
@@ -29,8 +30,7 @@ fn input(settings: &[(&str, &str)], rest: &[u8]) -> Vec<u8> {
 /// Runs the shim with this script as the helper.
 fn shim(directory: &Path, script: &str, input: &[u8]) -> Output {
     let helper = directory.join("helper");
-    fs::write(&helper, format!("#!/bin/sh\ncd {}\n{script}\n", directory.display())).unwrap();
-    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&helper, &format!("#!/bin/sh\ncd {}\n{script}\n", directory.display()));
     // As Nix has it: 4 is the pipe of the log, and 5 is its other end.
     let line = format!("exec \"$0\" hook --build-remote {} 3 4>{}", helper.display(), directory.join("log").display());
     let mut child = Command::new("sh")

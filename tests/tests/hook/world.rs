@@ -1,6 +1,7 @@
 //! A store of a real Nix in a directory, with anchorhold as its build hook.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -78,14 +79,18 @@ impl World {
     pub fn write_hook(&self, name: &str, options: &str) -> String {
         let path = self.path(name);
         let text = format!("#!/bin/sh\nexec {} {options} \"$@\"\n", self.path("anchorhold-hook").display());
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&path, &text);
         path.to_str().unwrap().to_owned()
     }
 
     /// A path of the world.
     pub fn path(&self, below: &str) -> PathBuf {
         self.directory.path().join(below)
+    }
+
+    /// The store path of the tools.
+    pub fn tools(&self) -> &str {
+        &self.tools
     }
 
     /// The store's root.
@@ -189,4 +194,16 @@ impl Built {
     pub fn was_ours(&self) -> bool {
         self.said.contains("' on 'ssh-ng://localhost?remote-program=")
     }
+}
+
+/// Through a process of its own: while another test forks, a descriptor open for writing makes execve(2) say ETXTBSY.
+pub fn write_program(path: &Path, text: &str) {
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "cat > \"$1\" && chmod 755 \"$1\"", "sh"])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
 }
