@@ -122,6 +122,8 @@ fn serve(options: &ServerOptions) -> Result<(), Failure> {
     }
     if options.door.listen_stdin {
         let listener = UnixListener::from(stdin()?);
+        // Whoever made it may have made it non-blocking, and then waiting for a client would be trying again and again.
+        listener.set_nonblocking(false).map_err(|error| Failure(format!("setting up standard input: {error}")))?;
         return listen(&listener, options, &settings, root);
     }
     attend(options, &settings, &root)
