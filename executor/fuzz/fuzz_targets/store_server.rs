@@ -7,7 +7,6 @@ use anchorhold::build::policy::{Policy, native_system};
 use anchorhold::server::watch::Watch;
 use anchorhold::server::{Protocol, Server, attend};
 use anchorhold::store::{Access, GcPolicy, Store};
-use anchorhold_sandbox::quantity::Size;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -15,28 +14,8 @@ fuzz_target!(|bytes: &[u8]| {
     let place = tempfile::tempdir().expect("a directory");
     let store = Store::open(place.path(), Access::ReadWrite).expect("a store");
     let watch = Watch::nothing();
-    let policy = Policy {
-        // Nothing is started: what a builder does is for other tests.
-        system: format!("not-{}", native_system()),
-        extra_platforms: Default::default(),
-        features: Default::default(),
-        relaxed: false,
-        sandbox_paths: Vec::new(),
-        build_dir: "/build".to_owned(),
-        builds: place.path().join("builds"),
-        shm_size: Size::Bytes(1 << 20),
-        cores: 1,
-        timeout: None,
-        max_silent_time: None,
-        max_log_size: None,
-        memory: None,
-        pids: None,
-        cpu: None,
-        fetch: Default::default(),
-        impure_environment: Default::default(),
-        keep_failed: false,
-        log_lines: 10,
-    };
+    // Nothing is started: what a builder does is for other tests.
+    let policy = Policy::granting_nothing(&format!("not-{}", native_system()), &place.path().join("builds"));
     let server = Server {
         store: &store,
         policy,

@@ -1,11 +1,12 @@
 //! What this machine builds, and what it lets a build do.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anchorhold_sandbox::quantity::{Duration, Size};
 use anchorhold_sandbox::room::{Limits, Network};
 
+use super::environment;
 use super::hooks::Hooks;
 use super::room::{Grants, SandboxPath};
 use super::upkeep::Upkeep;
@@ -104,6 +105,45 @@ pub enum Rejection {
 }
 
 impl Policy {
+    /// One for builds for `system` below `builds`, that grants them nothing and limits nothing.
+    pub fn granting_nothing(system: &str, builds: &Path) -> Self {
+        Self {
+            system: system.to_owned(),
+            extra_platforms: BTreeSet::new(),
+            features: BTreeSet::new(),
+            relaxed: false,
+            sandbox_paths: Vec::new(),
+            build_dir: "/build".to_owned(),
+            builds: builds.to_owned(),
+            shm_size: Size::Share(50),
+            cores: 1,
+            timeout: None,
+            max_silent_time: None,
+            max_log_size: None,
+            memory: None,
+            pids: None,
+            cpu: None,
+            fetch: Network::default(),
+            impure_environment: BTreeMap::new(),
+            keep_failed: false,
+            log_lines: 10,
+            again: None,
+            build_users_group: None,
+            hooks: Hooks::default(),
+            upkeep: Upkeep::default(),
+        }
+    }
+
+    /// What a builder's environment takes from policy.
+    pub fn environment(&self) -> environment::Settings {
+        let bytes = |(name, value): (&String, &String)| (name.clone(), value.clone().into_bytes());
+        environment::Settings {
+            cores: self.cores,
+            build_directory: self.build_dir.clone(),
+            impure_environment: self.impure_environment.iter().map(bytes).collect(),
+        }
+    }
+
     /// What a derivation is granted, or why it is not built here.
     pub fn grants(&self, derivation: &Derivation, options: &Options) -> Result<Grants, Rejection> {
         let systems = || std::iter::once(&self.system).chain(&self.extra_platforms);

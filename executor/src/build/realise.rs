@@ -225,21 +225,12 @@ impl Attempt<'_> {
             None => slot.ids.insert(Ids::take(policy.build_users_group.as_deref()).map_err(Stopped::misc)?),
         };
         let scratch = Scratch::create(&policy.builds, ids.owner()).map_err(|error| self.disk(&error))?;
-        let settings = environment::Settings {
-            cores: policy.cores,
-            build_directory: policy.build_dir.clone(),
-            impure_environment: policy
-                .impure_environment
-                .iter()
-                .map(|(name, value)| (name.clone(), value.clone().into_bytes()))
-                .collect(),
-        };
         let made_at = wanted.iter().map(|(name, path)| (name.clone(), store.dir().display(path))).collect();
         let command = environment::prepare(
             derivation,
             &options,
             store.dir(),
-            &settings,
+            &policy.environment(),
             &made_at,
             &StoreInputs { store, inputs: &inputs },
         )

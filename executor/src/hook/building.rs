@@ -118,18 +118,9 @@ impl Attempt<'_> {
         let (inputs, seen) = self.inputs(&sandbox_paths)?;
         let ids = Ids::take(policy.build_users_group.as_deref()).map_err(Stopped::misc)?;
         let scratch = Scratch::create(&policy.builds, ids.owner()).map_err(|error| self.disk(&error))?;
-        let settings = environment::Settings {
-            cores: policy.cores,
-            build_directory: policy.build_dir.clone(),
-            impure_environment: policy
-                .impure_environment
-                .iter()
-                .map(|(name, value)| (name.clone(), value.clone().into_bytes()))
-                .collect(),
-        };
         let made_at = wanted.iter().map(|(name, path)| (name.clone(), host.dir().display(path))).collect();
         let known = StoreInputs { store: host, inputs: &inputs };
-        let command = environment::prepare(derivation, &options, host.dir(), &settings, &made_at, &known)
+        let command = environment::prepare(derivation, &options, host.dir(), &policy.environment(), &made_at, &known)
             .map_err(Stopped::rejected)?;
 
         self.result.times = Some((SystemTime::now(), std::time::Duration::ZERO));

@@ -120,34 +120,10 @@ fn tighter<T: Copy>(asked: Option<T>, own: Option<T>, measure: impl Fn(&T) -> u6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::{hooks::Hooks, upkeep::Upkeep};
 
     fn policy() -> Policy {
-        Policy {
-            again: None,
-            system: "x86_64-linux".to_owned(),
-            extra_platforms: [].into(),
-            features: ["kvm".to_owned()].into(),
-            relaxed: false,
-            sandbox_paths: Vec::new(),
-            build_dir: "/build".to_owned(),
-            builds: "/nowhere".into(),
-            shm_size: Size::Share(50),
-            cores: 1,
-            timeout: None,
-            max_silent_time: None,
-            max_log_size: None,
-            memory: None,
-            pids: None,
-            cpu: None,
-            fetch: Default::default(),
-            impure_environment: [].into(),
-            keep_failed: false,
-            log_lines: 10,
-            build_users_group: None,
-            hooks: Hooks::default(),
-            upkeep: Upkeep::default(),
-        }
+        let features = ["kvm".to_owned()].into();
+        Policy { features, ..Policy::granting_nothing("x86_64-linux", "/nowhere".as_ref()) }
     }
 
     fn settings(pairs: &[(&str, &str)]) -> Settings {

@@ -4,8 +4,6 @@ use std::collections::BTreeSet;
 use std::io::{self, BufReader, Cursor, Read, Write};
 use std::sync::{Arc, Mutex};
 
-use anchorhold_sandbox::quantity::Size;
-use anchorhold_sandbox::room::Network;
 use proptest::prelude::*;
 
 use super::operation::Operation;
@@ -52,34 +50,6 @@ impl Write for Sent {
 const LAST: u64 = 0x616c_7473;
 const ERROR: u64 = 0x6378_7470;
 
-fn policy() -> Policy {
-    Policy {
-        system: native_system(),
-        extra_platforms: BTreeSet::new(),
-        features: BTreeSet::new(),
-        relaxed: false,
-        sandbox_paths: Vec::new(),
-        build_dir: "/build".to_owned(),
-        builds: "/nonexistent".into(),
-        shm_size: Size::Bytes(1 << 20),
-        cores: 1,
-        timeout: None,
-        max_silent_time: None,
-        max_log_size: None,
-        memory: None,
-        pids: None,
-        cpu: None,
-        fetch: Network::default(),
-        impure_environment: std::collections::BTreeMap::new(),
-        keep_failed: false,
-        log_lines: 10,
-        again: None,
-        build_users_group: None,
-        hooks: Default::default(),
-        upkeep: Default::default(),
-    }
-}
-
 impl World {
     fn new(trusted: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -92,7 +62,7 @@ impl World {
         let watch = Watch::nothing();
         let server = Server {
             store: &self.store,
-            policy: policy(),
+            policy: Policy::granting_nothing(&native_system(), "/nonexistent".as_ref()),
             jobs: 1,
             keep_going: false,
             trusted: self.trusted,
