@@ -123,7 +123,9 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     let (mut end, mut account) = outcome?;
     if let Some((counted, out_of_memory, changed)) = used {
         add_counted(&mut account, &counted);
-        if out_of_memory && end != End::Exited(0) {
+        // Cgroup v1 ends one process of the room, and the rest may be done, and well, before anybody looks. Over a limit that was asked for
+        // is over it, however fast.
+        if out_of_memory && (end != End::Exited(0) || plan.room.limits.memory.is_some()) {
             end = End::Memory;
         }
         if let Some(error) = changed {
