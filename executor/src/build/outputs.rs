@@ -52,13 +52,14 @@ pub struct Taken {
 }
 
 /// Takes every output from `store`, the directory that the builder saw as the store. `inputs` is the closure that it saw;
-/// `policy` says whose files they may be.
+/// `policy` says whose files they may be. `aside` is a directory on the same file system that no builder has seen.
 ///
 /// # Errors
 /// A missing output, or one that is not what it may be.
 pub fn take(
     derivation: &Derivation,
     store: BorrowedFd<'_>,
+    aside: BorrowedFd<'_>,
     store_dir: &crate::store_path::StoreDir,
     inputs: &[StorePath],
     policy: &tree::Policy,
@@ -81,6 +82,11 @@ pub fn take(
     let trees: Vec<_> = outputs.iter().map(|(_, path)| (store, OsStr::new(path.as_str()))).collect();
     tree::canonicalise_all(&trees, policy)
         .map_err(|error| Rejected::output(format!("made an output that is refused: {error}")))?;
+    if let Some((path, ..)) = derivation.fixed_output() {
+        renew(store, aside, path.as_str().as_ref()).map_err(|error| {
+            Rejected::new(Status::MiscFailure, format!("copying ‘{}’: {error}", store_dir.display(path)))
+        })?;
+    }
     let candidates: BTreeSet<StorePath> =
         inputs.iter().cloned().chain(outputs.iter().map(|(_, path)| (*path).clone())).collect();
     let mut taken = BTreeMap::new();
@@ -104,6 +110,15 @@ pub fn take(
         taken.insert(name.clone(), one);
     }
     Ok(taken)
+}
+
+/// Puts a copy in the place of a tree: what was opened for writing before is then another file. A builder with a network
+/// has more ways than others to hand a descriptor to somebody who outlives it (CVE-2024-27297).
+fn renew(store: BorrowedFd<'_>, aside: BorrowedFd<'_>, name: &OsStr) -> Result<(), tree::TreeError> {
+    let fresh = OsStr::new("fresh");
+    tree::copy(store, name, aside, fresh)?;
+    tree::remove(store, name)?;
+    tree::rename(aside, fresh, store, name)
 }
 
 /// A fixed output must be the one that was declared, and must refer to nothing.

@@ -293,6 +293,7 @@ impl Attempt<'_> {
         let taken = outputs::take(
             self.derivation,
             left.as_fd(),
+            scratch.aside(),
             store.dir(),
             inputs,
             &owned,

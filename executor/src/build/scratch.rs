@@ -114,6 +114,11 @@ impl Scratch {
             .map_err(|errno| said("opening", &self.path.join("room").join(inner), errno))
     }
 
+    /// The directory around the builder's three, which no room shows.
+    pub fn aside(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
+    }
+
     /// Puts a file for the builder into its build directory, before the room stands.
     ///
     /// # Errors
@@ -211,8 +216,46 @@ fn open_builds(builds: &Path) -> io::Result<OwnedFd> {
             ),
         ));
     }
+    check_way(builds)?;
     Ok(held)
 }
+
+/// Makes sure that nobody but us and the superuser may put another directory at this path: whoever can exchange one on the
+/// way gets the builds that are made there (CVE-2025-52991).
+fn check_way(builds: &Path) -> io::Result<()> {
+    let refused = |place: &Path, why: &str, remedy: &str| {
+        io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("{} may be exchanged, because {} {why}: {remedy}", builds.display(), place.display()),
+        )
+    };
+    let us = rustix::process::geteuid().as_raw();
+    let real = builds
+        .canonicalize()
+        .map_err(|error| io::Error::new(error.kind(), format!("finding {}: {error}", builds.display())))?;
+    for place in real.ancestors().skip(1) {
+        let found = rustix::fs::stat(place).map_err(|errno| said("looking at", place, errno))?;
+        if found.st_mode & 0o1002 == 0o002 {
+            return Err(refused(
+                place,
+                "can be written by everybody",
+                "take that right away (chmod o-w), or name another `build-dir`",
+            ));
+        }
+        // In a user namespace, what belongs to the users outside is shown as nobody's: they are not among those inside.
+        if ![0, us, OVERFLOW_UID].contains(&found.st_uid) {
+            return Err(refused(
+                place,
+                &format!("belongs to the user {}", found.st_uid),
+                "name a `build-dir` below directories of your own",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The id by which the kernel shows those that a user namespace has no id for (`/proc/sys/kernel/overflowuid`).
+const OVERFLOW_UID: u32 = 65534;
 
 fn give(fd: BorrowedFd<'_>, owner: Owner) -> Result<(), Errno> {
     match owner {
@@ -244,4 +287,27 @@ pub fn free_bytes(directory: &Path) -> Option<u64> {
 /// Whether nothing has this name in a held directory.
 pub fn is_absent(directory: BorrowedFd<'_>, name: &str) -> bool {
     matches!(rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// CVE-2025-52993: whoever holds a descriptor of the build directory puts a link where a file will be written.
+    #[test]
+    fn a_file_for_the_builder_is_not_written_through_a_link_that_is_there() {
+        let place = tempfile::tempdir().unwrap();
+        let canary = place.path().join("canary");
+        std::fs::write(&canary, "canary").unwrap();
+        let scratch = Scratch::create(&place.path().join("builds"), None).unwrap();
+        symlink(&canary, scratch.build().join(".attrs.json")).unwrap();
+        let refusal = scratch.write(".attrs.json", b"owned").unwrap_err();
+        assert_eq!(refusal.kind(), io::ErrorKind::AlreadyExists, "{refusal}");
+        assert_eq!(std::fs::read_to_string(&canary).unwrap(), "canary");
+        // It fires on a writer that goes by the path.
+        std::fs::write(scratch.build().join(".attrs.json"), "owned").unwrap();
+        assert_eq!(std::fs::read_to_string(&canary).unwrap(), "owned");
+    }
 }

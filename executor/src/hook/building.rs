@@ -136,7 +136,7 @@ impl Attempt<'_> {
         };
         let owned = tree::Policy { owners: builder..=builder, store_owner, outside_links };
         let discarded = &options.unsafe_discard_references;
-        let taken = outputs::take(derivation, left.as_fd(), host.dir(), &inputs, &owned, discarded)?;
+        let taken = outputs::take(derivation, left.as_fd(), scratch.aside(), host.dir(), &inputs, &owned, discarded)?;
         check_outputs(host, &options, &taken)
             .map_err(|violation| Stopped::new(Status::OutputRejected, format!("made what it must not: {violation}")))?;
         let outputs = taken.into_values().map(|one| {
