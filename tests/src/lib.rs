@@ -2,10 +2,12 @@
 //!
 //! * [`room`] starts `anchorhold run` and catches what comes out of it; [`running`] is one that is still at work.
 //! * [`probe`] finds the program `room-probe`, which rooms run: it attempts one thing and prints how that went.
+//! * [`descriptor`] takes a descriptor that comes over a socket.
 //! * [`host`] looks at processes, locks, mounts, files and control groups from outside.
 //! * [`terminal`] is a pseudo-terminal for a caller that has one.
 //! * [`world`] is a store of a test's own, which a real Nix judges.
 
+pub mod descriptor;
 pub mod host;
 pub mod probe;
 pub mod room;
