@@ -93,6 +93,7 @@ fn a_client_that_goes_away_takes_its_build_with_it() {
     let builds = world.path("served/nix/var/nix/anchorhold/builds");
     let empty = || fs::read_dir(&builds).map_or(0, Iterator::count) == 0;
     assert!(poll_until(PATIENCE, empty), "its directory is still there");
+    assert!(poll_until(PATIENCE, || world.left_over().is_empty()), "{:?}", world.left_over());
     // Nobody holds its lock.
     let quick = "echo started; echo $out > $out";
     world.said("nix-build", &world.build(&served, "slow", quick));
@@ -154,6 +155,8 @@ fn an_interrupt_ends_the_build() {
         kill(Pid::from_raw(client.id().cast_signed()), Signal::SIGINT).unwrap();
         assert!(!client.wait().unwrap().success());
         assert!(poll_until(PATIENCE, || processes_that_name(&word).is_empty()), "a process of the build lives on");
+        // The client kills what it has started as its ssh, so this is the work of somebody else.
+        assert!(poll_until(PATIENCE, || world.left_over().is_empty()), "{:?}", world.left_over());
     }
     world.is_whole();
 }

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
-use anchorhold_tests::host::poll_until;
+use anchorhold_tests::host::{Process, descendants, poll_until};
 use anchorhold_tests::recipe::{THING, busybox, lay_out_tools};
 use anchorhold_tests::room::anchorhold;
 use anchorhold_tests::{PATIENCE, skip};
@@ -152,6 +152,32 @@ impl World {
     /// Where a path of the served store lies.
     pub fn real(&self, path: &str) -> PathBuf {
         self.path("served").join(path.trim_start_matches('/'))
+    }
+
+    /// Locks, temporary roots, temporary directories and directories of builds in the served store.
+    pub fn left_over(&self) -> Vec<String> {
+        let names = |directory: &str| {
+            let entries = fs::read_dir(self.path(directory)).into_iter().flatten().flatten();
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
+        };
+        let mut left = names("served/nix/store");
+        left.retain(|name| name.ends_with(".lock") || name.starts_with("tmp-"));
+        left.extend(names("served/nix/var/nix/temproots"));
+        left.extend(names("served/nix/var/nix/anchorhold/builds"));
+        left
+    }
+
+    /// The processes that the server has for its clients.
+    pub fn attendants(&self) -> Vec<Process> {
+        let server = self.server.id().cast_signed();
+        let mut all = descendants(server);
+        all.retain(|process| process.parent == server);
+        all
+    }
+
+    /// All that the server has said.
+    pub fn server_said(&self) -> String {
+        fs::read_to_string(self.path("server.log")).unwrap_or_default()
     }
 
     /// A Nix finds nothing wrong with the served store.
