@@ -102,6 +102,15 @@ E
         said 'hash mismatch in fixed-output derivation'
         got=$(sed -n 's/^ *got: *//p' /tmp/said)
         nix-build /tmp/fixed.nix --no-out-link --argstr hash "$got"
+        # Built again it is what it was: it would have the network, for which there is no program here, and others would not.
+        networked='[{"systems":["x86_64-linux","aarch64-linux"],"program":"/tmp/anchorhold","args":["attach"]}]'
+        nix-build /tmp/fixed.nix --no-out-link --argstr hash "$got" --check
+        nix-build /tmp/fixed.nix --no-out-link --argstr hash "$got" --check --option external-builders "$networked" \
+            > /tmp/said 2>&1 && exit 1
+        said 'the program pasta'
+        said '--option network none'
+        build 0 'echo > $out' --option external-builders "$networked"
+        build 0 'echo > $out' --option external-builders "$networked" --check
         "#,
     );
 }
