@@ -4,12 +4,15 @@
 //! * [`probe`] finds the program `room-probe`, which rooms run: it attempts one thing and prints how that went.
 //! * [`descriptor`] takes a descriptor that comes over a socket.
 //! * [`host`] looks at processes, locks, mounts, files and control groups from outside.
+//! * [`newer_nix`] is a newer Nix than this machine's, and [`recipe`] what it and others are given to build.
 //! * [`terminal`] is a pseudo-terminal for a caller that has one.
 //! * [`world`] is a store of a test's own, which a real Nix judges.
 
 pub mod descriptor;
 pub mod host;
+pub mod newer_nix;
 pub mod probe;
+pub mod recipe;
 pub mod room;
 pub mod running;
 pub mod terminal;

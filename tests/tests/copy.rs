@@ -297,3 +297,26 @@ fn a_kill_at_any_instant_leaves_nothing_half() {
     to.said(&["gc"]);
     assert_eq!(names(&to.root().join("nix/store")), [".links".to_owned()].into(), "what was left behind goes");
 }
+
+#[test]
+fn all_of_a_place_goes_over_with_its_logs_if_that_is_wanted() {
+    let world = built();
+    let log = world.root().join("nix/var/log/nix/drvs/30");
+    fs::create_dir_all(&log).unwrap();
+    fs::write(log.join(&DRV["/nix/store/30".len()..]), "what it said\n").unwrap();
+    let (there, back) = (World::new(), World::new());
+    let cache = format!("file://{}", world.directory.path().join("cache").display());
+    let both = format!("{BASE}\n{TOP}\n");
+    assert_eq!(world.said(&["copy", "--all", "--to", &cache]), both);
+    assert!(!world.ask(&["log", "--from", &cache, DRV]).status.success(), "nobody asked for logs");
+    let further = format!("file://{}", world.directory.path().join("further").display());
+    assert_eq!(world.said(&["copy", "--all", "--logs", "--to", &further]), both);
+    assert_eq!(world.said(&["log", "--from", &further, DRV]), "what it said\n");
+    assert_eq!(there.said(&["copy", "--all", "--logs", "--no-check-sigs", "--from", &further]), both);
+    assert_eq!(there.said(&["log", DRV]), "what it said\n");
+    let root = there.root();
+    let root = root.to_str().unwrap();
+    assert_eq!(back.said(&["copy", "--all", "--logs", "--no-check-sigs", "--from", root]), both);
+    assert_eq!(back.said(&["log", DRV]), "what it said\n");
+    back.is_whole();
+}

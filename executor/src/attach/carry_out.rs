@@ -17,7 +17,7 @@ use super::kind::{Known, find_out};
 use super::request::Request;
 use super::voice::Voice;
 use crate::build::environment::BuilderInput;
-use crate::build::launcher::host_for;
+use crate::build::launcher::{host_for, without_network};
 use crate::build::policy::{Policy, Rejection};
 use crate::build::realise::Ids;
 use crate::build::room::{Parts, ScratchPaths, room};
@@ -108,12 +108,12 @@ impl Attachment<'_> {
         let given = Given::give(request, ids.owner()).map_err(not_started)?;
         let ours = Ours(request.top_dir.join(OURS));
         let scratch = Scratch::create(&ours.0, ids.owner()).map_err(|error| not_started(error.to_string()))?;
-        let outcome = self.run(&known, grants, &ids, &scratch, voice).map_err(|error| match error {
+        let outcome = self.run(&known, grants, &ids, &scratch, voice).map_err(|(error, advice)| match error {
             Error::Interrupted { signal } => Stopped::Interrupted(signal),
             error @ Error::Exec { .. } => {
                 Stopped::Failed { name: name.clone(), why: format!("was not started: {error}") }
             }
-            error => Stopped::NotStarted { name: name.clone(), why: error.to_string() },
+            error => Stopped::NotStarted { name: name.clone(), why: format!("{error}{advice}") },
         })?;
         drop(given);
         let failed = |why: String| Stopped::Failed { name: name.clone(), why };
@@ -147,7 +147,7 @@ impl Attachment<'_> {
         Ok(End::Exited(0))
     }
 
-    /// Runs the builder in its room, to its end.
+    /// Runs the builder in its room, to its end. An error comes with words on how to do without what was not to be had.
     fn run<W: Write>(
         &self,
         known: &Known,
@@ -155,7 +155,7 @@ impl Attachment<'_> {
         ids: &Ids,
         scratch: &Scratch,
         voice: &mut Voice<W>,
-    ) -> Result<Outcome, Error> {
+    ) -> Result<Outcome, (Error, &'static str)> {
         let Attachment { request, policy } = self;
         let (store, tmp) = (scratch.store(), scratch.tmp());
         let room = room(Parts {
@@ -173,8 +173,13 @@ impl Attachment<'_> {
             command: command(known, request),
         });
         let host = host_for(&room);
-        let plan = Plan::compile(&room, &host)?;
-        Launcher::new(&plan, LauncherOptions::default()).run(&mut Log(voice))
+        Plan::compile(&room, &host)
+            .map_err(Error::from)
+            .and_then(|plan| Launcher::new(&plan, LauncherOptions::default()).run(&mut Log(voice)))
+            .map_err(|error| {
+                let advice = without_network(&error, &room);
+                (error, advice)
+            })
     }
 
     /// Takes the outputs as an enemy's work, and moves them to where Nix looks for them. What is missing Nix finds out.

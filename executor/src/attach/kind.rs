@@ -9,8 +9,9 @@ use serde_json::{Map, Value};
 
 use super::request::Request;
 use crate::derivation::options::{Options, OptionsError};
-use crate::derivation::{Derivation, Method, Output, fixed_output_path, output_path_name};
+use crate::derivation::{Derivation, EXTENSION, Method, Output, fixed_output_path, output_path_name};
 use crate::hash::{Algorithm, Hash};
+use crate::store_path::StorePath;
 
 /// The file of structured attributes in the build directory.
 const ATTRIBUTES: &str = ".attrs.json";
@@ -143,8 +144,7 @@ fn name(request: &Request) -> String {
 /// The one output, if its path proves that its contents are known beforehand.
 ///
 /// The variable `NIX_OUTPUT_CHECKED` proves nothing, since derivations set what variables they like. But whoever could have
-/// a path that follows from another build's hash would have broken SHA-256. A build whose path Nix has made up
-/// (`--check`) proves nothing either, and has no network.
+/// a path that follows from another build's hash would have broken SHA-256.
 fn fixed(request: &Request, attributes: Option<&Map<String, Value>>) -> Option<Output> {
     let path = request.outputs.get("out").filter(|_| request.outputs.len() == 1)?;
     let text = |name: &str| match attributes {
@@ -171,7 +171,28 @@ fn fixed(request: &Request, attributes: Option<&Map<String, Value>>) -> Option<O
         text => Hash::parse(text, algorithm).ok()?,
     };
     let follows = fixed_output_path(&request.store_dir, path.name(), "out", method, &hash)?.ok()?;
-    (follows == *path).then(|| Output::Fixed { path: path.clone(), method, hash })
+    (follows == *path || is_built_again(request, path, &follows)).then(|| Output::Fixed {
+        path: path.clone(),
+        method,
+        hash,
+    })
+}
+
+/// Whether `path` is the one that Nix makes up to build again what lies at `known` (`--check`). It follows from `known` and from
+/// the derivation's own path, which Nix does not tell; but the derivation is in the store. So this proves as much as `known`
+/// itself would: Nix takes no derivation whose output it is not.
+///
+/// Source: `makeFallbackPath` in `src/libstore/unix/build/derivation-builder.cc` of Nix.
+fn is_built_again(request: &Request, path: &StorePath, known: &StorePath) -> bool {
+    let Some(zero) = Hash::new(Algorithm::Sha256, &[0; 32]) else { return false };
+    let end = format!("-{}{EXTENSION}", known.name());
+    let Ok(entries) = std::fs::read_dir(&request.real_store) else { return false };
+    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| name.ends_with(&end)).any(
+        |derivation| {
+            let made_up = request.store_dir.make_path(&format!("rewrite:{derivation}:{known}"), &zero, known.name());
+            made_up.is_ok_and(|made_up| made_up == *path)
+        },
+    )
 }
 
 #[cfg(test)]

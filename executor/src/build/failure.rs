@@ -38,6 +38,23 @@ pub fn advice(result: &BuildResult, store: &Store, policy: &Policy) -> Vec<Strin
     lines
 }
 
+/// The same about a build that made something else than the last time.
+pub fn advice_on_difference(result: &BuildResult, store: &Store, policy: &Policy) -> Vec<String> {
+    let mut lines = Vec::new();
+    let root = store.root().display();
+    let drv = store.dir().display(&result.derivation);
+    lines.push(format!("for the log of the second build: anchorhold store log --store {root} {drv}"));
+    lines.push(
+        "what often differs: the time, the order of a directory or of threads, random numbers, the number of processors"
+            .to_owned(),
+    );
+    lines.extend(policy.again.as_ref().map(|command| format!("to try again: {command} {drv}")));
+    if !policy.keep_failed {
+        lines.push("to keep what differs and compare the files: add --keep-failed".to_owned());
+    }
+    lines
+}
+
 /// What the last lines of a log suggest about the room.
 fn suggestion(result: &BuildResult) -> Option<&'static str> {
     let said = |words: &[&str]| {

@@ -14,6 +14,7 @@ use anchorhold_sandbox::host::Wanted;
 use anchorhold_sandbox::launcher::{Options, Sink, Stream};
 use anchorhold_sandbox::layers::seccomp::Refused;
 use anchorhold_sandbox::outcome::{Account, End};
+use anchorhold_sandbox::room::NetworkMode;
 use anchorhold_sandbox::{Error, Host, Launcher, Layer, Outcome, Plan, Room};
 use serde::{Deserialize, Serialize};
 
@@ -83,7 +84,7 @@ pub enum FailureKind {
 }
 
 impl Failed {
-    fn of(error: &Error) -> Self {
+    fn of(error: &Error, room: &Room) -> Self {
         let (kind, layer) = match error {
             Error::Refused(refusal) => (FailureKind::Refused, Some(refusal.layer)),
             Error::SetUp(failure) => (FailureKind::SetUp, Some(failure.layer)),
@@ -93,7 +94,7 @@ impl Failed {
             Error::Interrupted { .. } => (FailureKind::Interrupted, None),
             Error::ManyThreads { .. } | Error::Supervisor { .. } => (FailureKind::Launcher, None),
         };
-        Self { kind, layer, message: error.to_string() }
+        Self { kind, layer, message: format!("{error}{}", without_network(error, room)) }
     }
 
     fn launcher(doing: &str, error: &io::Error) -> Self {
@@ -207,22 +208,38 @@ pub fn host_for(room: &Room) -> Host {
             || limits.cpu.is_some()
             || limits.cpu_weight.is_some()
             || limits.io_weight.is_some(),
-        way_out: room.network_mode() == anchorhold_sandbox::room::NetworkMode::Pasta,
+        way_out: room.network_mode() == NetworkMode::Pasta,
     })
+}
+
+/// How a build can do without the network that its room could not be given. Begins with a separator; nothing if it is not that
+/// which failed.
+pub(crate) fn without_network(error: &Error, room: &Room) -> &'static str {
+    let layer = match error {
+        Error::Refused(refusal) => refusal.layer,
+        Error::SetUp(failure) => failure.layer,
+        _ => return "",
+    };
+    if layer == Layer::Network && room.network_mode() == NetworkMode::Pasta {
+        "; or say `--option network none`: builds whose hash is declared then get no network like all others, which is enough \
+         for those that fetch nothing, or whose sources are at hand"
+    } else {
+        ""
+    }
 }
 
 fn enter(room: &Room, socket: &mut UnixStream) -> Report {
     let host = host_for(room);
     let plan = match Plan::compile(room, &host) {
         Ok(plan) => plan,
-        Err(refusal) => return Report::Failed(Failed::of(&refusal.into())),
+        Err(refusal) => return Report::Failed(Failed::of(&refusal.into(), room)),
     };
     match Launcher::new(&plan, Options::default()).run(&mut Forward(socket)) {
         Ok(Outcome { end, account, refused, refused_others, seal, timings: _ }) => match serde_json::to_value(&seal) {
             Ok(seal) => Report::Ended(Box::new(Ended { end, account, refused, refused_others, seal })),
             Err(error) => Report::Failed(Failed::launcher("writing the seal", &error.into())),
         },
-        Err(error) => Report::Failed(Failed::of(&error)),
+        Err(error) => Report::Failed(Failed::of(&error, room)),
     }
 }
 
@@ -288,7 +305,23 @@ fn receive(socket: &mut UnixStream, bytes: &mut Vec<u8>) -> io::Result<Option<Fr
 
 #[cfg(test)]
 mod tests {
+    use anchorhold_sandbox::Refusal;
+    use anchorhold_sandbox::room::Network;
+
     use super::*;
+
+    #[test]
+    fn who_cannot_have_the_network_is_told_how_to_do_without() {
+        let refused =
+            |layer| Error::Refused(Refusal::new(layer, "network pasta: /dev/net/tun", "it is closed", "open it"));
+        let fetching =
+            Room { network: Network { mode: Some(NetworkMode::Pasta), ..Network::default() }, ..Room::default() };
+        let told = Failed::of(&refused(Layer::Network), &fetching).message;
+        assert!(told.contains("/dev/net/tun") && told.contains("`--option network none`"), "{told}");
+        for (error, room) in [(refused(Layer::Network), Room::default()), (refused(Layer::Limits), fetching)] {
+            assert!(!Failed::of(&error, &room).message.contains("--option"));
+        }
+    }
 
     #[test]
     fn frames_are_read_as_they_were_written() {

@@ -257,9 +257,6 @@ pub fn compare(
     if story.is_empty() {
         return Ok(None);
     }
-    if !keep {
-        story.push("to keep what differs and compare the files: add --keep-failed".to_owned());
-    }
     Ok(Some(format!("may not be deterministic:\n{}", story.join("\n"))))
 }
 

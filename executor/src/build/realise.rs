@@ -22,8 +22,9 @@ use super::room::{Parts, SandboxPath, ScratchPaths, room};
 use super::scratch::{self, Scratch};
 use super::telling::Telling;
 use super::{builtin, checks, failure, keep, outputs, record, running};
+use crate::derivation::Derivation;
 use crate::derivation::options::Options;
-use crate::derivation::{Derivation, Kind};
+use crate::derivation::paths::check_buildable;
 use crate::progress::lines::{LineSplitter, Tail};
 use crate::store::{Direction, Store};
 use crate::store_path::StorePath;
@@ -172,22 +173,8 @@ impl Attempt<'_> {
     fn run(&mut self, slot: &mut Slot) -> Result<Status, Stopped> {
         let Realiser { store, policy, telling, check } = *self.realiser;
         let derivation = self.derivation;
-        match derivation.kind().map_err(Stopped::rejected)? {
-            Kind::InputAddressed | Kind::Fixed => {}
-            Kind::Floating => {
-                return Err(Stopped::rejected(
-                    "its outputs are named by what they turn out to hold (floating content-addressed), which this version does not build",
-                ));
-            }
-            Kind::Impure => {
-                return Err(Stopped::rejected("it is impure, which this version does not build"));
-            }
-            Kind::Deferred => {
-                return Err(Stopped::rejected(
-                    "the paths of its outputs depend on a content-addressed derivation, which this version does not build",
-                ));
-            }
-        }
+        // Who builds from a graph has looked already; a client of a protocol may send anything.
+        check_buildable(derivation).map_err(Stopped::rejected)?;
         let options = Options::read(derivation, store.dir()).map_err(Stopped::rejected)?;
         let grants = policy.grants(derivation, &options).map_err(Stopped::rejected)?;
         let wanted = known_outputs(derivation);
@@ -246,10 +233,13 @@ impl Attempt<'_> {
             Some(self.run_builder(slot, &scratch, &inputs, extra_paths, grants, command)?)
         };
         let done = self.take_outputs(slot, &scratch, &inputs, &options);
-        if let (Err(stopped), Some(room)) = (&done, &room)
-            && stopped.status != Status::NotDeterministic
-        {
-            self.explain(&scratch, room);
+        match (&done, &room) {
+            // What differs is kept beside what it differs from, so that nothing else need be.
+            (Err(stopped), _) if stopped.status == Status::NotDeterministic => {
+                self.result.advice = failure::advice_on_difference(&self.result, store, policy);
+            }
+            (Err(_), Some(room)) => self.explain(&scratch, room),
+            _ => {}
         }
         done?;
         if !check {

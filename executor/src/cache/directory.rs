@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags, openat2};
 use tempfile::NamedTempFile;
 
 use super::compression::{Decoder, Encoder};
@@ -79,6 +79,8 @@ impl Directory {
     pub fn create(path: &Path, store: &StoreDir) -> Result<Self, CacheError> {
         let failed = |source| CacheError::system("make the binary cache", path.display().to_string(), source);
         fs::create_dir_all(path.join(ARCHIVES)).map_err(failed)?;
+        // What a copy that was killed has left. That it stays is no reason to fail.
+        let _ = sweep(path).and_then(|()| sweep(&path.join(ARCHIVES)));
         if !path.join(INFO).exists() {
             let mut file = temporary(path).map_err(failed)?;
             file.write_all(format!("StoreDir: {store}\n").as_bytes()).map_err(failed)?;
@@ -225,6 +227,41 @@ impl Directory {
         Ok(())
     }
 
+    /// All paths that it has.
+    ///
+    /// # Errors
+    /// The directory or a narinfo cannot be read.
+    pub fn all(&self) -> Result<BTreeSet<StorePath>, CacheError> {
+        let failed = |source| CacheError::system("list", self.path.display().to_string(), source);
+        let mut all = BTreeSet::new();
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let part = name.to_str().and_then(|name| name.strip_suffix(".narinfo"));
+            if let Some(part) = part.filter(|part| part.len() == HASH_PART_LEN && part.bytes().all(base32::is_digit)) {
+                all.extend(self.info(part)?.map(|info| info.path));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Puts the log of a build into the cache, as a Nix does: as it is. One that is there stays.
+    ///
+    /// # Errors
+    /// What the kernel says, and the log's reader.
+    pub fn push_log(&self, drv: &StorePath, log: &mut dyn io::Read) -> Result<(), CacheError> {
+        let directory = self.path.join("log");
+        let place = directory.join(drv.as_str());
+        let failed = |source| CacheError::system("write the log", place.display().to_string(), source);
+        if place.exists() {
+            return Ok(());
+        }
+        fs::create_dir_all(&directory).map_err(failed)?;
+        let mut file = temporary(&directory).map_err(failed)?;
+        io::copy(log, &mut file).map_err(failed)?;
+        file.persist(&place).map_err(|error| failed(error.error))?;
+        Ok(())
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -290,9 +327,36 @@ impl Directory {
     }
 }
 
-/// A file that is removed unless it gets a name, and that others may read then.
+/// What the names of unfinished files begin with.
+const UNFINISHED: &str = ".tmp-";
+
+/// A file is left alone for so long after it was written to last, even if nobody seems to hold it.
+const FRESH: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// A file that is removed unless it gets a name, and that others may read then. Its lock says that somebody is at work.
 fn temporary(directory: &Path) -> io::Result<NamedTempFile> {
-    tempfile::Builder::new().prefix(".tmp-").permissions(fs::Permissions::from_mode(0o644)).tempfile_in(directory)
+    let permissions = fs::Permissions::from_mode(0o644);
+    let file = tempfile::Builder::new().prefix(UNFINISHED).permissions(permissions).tempfile_in(directory)?;
+    // Where files cannot be locked, their age alone protects them.
+    let _ = rustix::fs::flock(file.as_file(), FlockOperation::NonBlockingLockShared);
+    Ok(file)
+}
+
+/// Removes unfinished files that nobody is at work at.
+fn sweep(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)?.flatten() {
+        let is_unfinished = entry.file_name().to_str().is_some_and(|name| name.starts_with(UNFINISHED));
+        let is_old =
+            |found: fs::Metadata| found.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age > FRESH));
+        if is_unfinished
+            && entry.metadata().is_ok_and(|found| found.is_file() && is_old(found))
+            && let Ok(file) = File::open(entry.path())
+            && rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Passes a stream on and takes its hash and its size.

@@ -336,3 +336,24 @@ proptest! {
         let _ = text.parse::<SecretKey>();
     }
 }
+
+#[test]
+fn what_a_killed_copy_left_is_swept_and_what_is_written_is_not() {
+    let place = tempfile::tempdir().unwrap();
+    let cache = Directory::create(place.path(), &StoreDir::default()).unwrap();
+    drop(cache);
+    let left = |name: &str, age: u64| {
+        let path = place.path().join(name);
+        let file = fs::File::create(&path).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(age)).unwrap();
+        (path, file)
+    };
+    let old = [left(".tmp-a", 3600).0, left("nar/.tmp-b", 3600).0];
+    let (fresh, _) = left("nar/.tmp-c", 1);
+    let (held, file) = left("nar/.tmp-d", 3600);
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockShared).unwrap();
+    let (archive, _) = left("nar/e.nar", 3600);
+    Directory::create(place.path(), &StoreDir::default()).unwrap();
+    assert!(old.iter().all(|path| !path.exists()));
+    assert!([fresh, held, archive].iter().all(|path| path.exists()));
+}

@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use anchorhold::build::call::{self, Request};
 use anchorhold::build::graph::Wanted;
 use anchorhold::build::policy::Policy;
-use anchorhold::build::result::{self, BuildResult};
+use anchorhold::build::record;
+use anchorhold::build::result::{self, BuildResult, Status};
 use anchorhold::config::settings::{MaxJobs, Settings};
 use anchorhold::progress::{self, Level, LogFormat};
 use anchorhold::store::{Access, Store};
@@ -162,7 +163,7 @@ fn build(options: &BuildOptions) -> Result<u8, Failure> {
         add_roots(&store, link, &wanted, &results)?;
     }
     if options.json {
-        let list: Vec<_> = results.iter().map(|result| result.to_json(store.dir())).collect();
+        let list: Vec<_> = results.iter().map(|result| told(&store, result)).collect();
         println!("{}", serde_json::to_string_pretty(&list)?);
     } else {
         print_outputs(&store, &wanted, &results);
@@ -171,6 +172,21 @@ fn build(options: &BuildOptions) -> Result<u8, Failure> {
     Ok(result::exit_code(results.iter().map(|result| result.status)).max(u8::from(
         asked.iter().any(|path| !results.iter().any(|result| result.derivation == *path && result.status.is_success())),
     )))
+}
+
+/// A result as it is printed. Of outputs that were there, the account and the seal of the build that made them, if it was one
+/// of ours.
+fn told(store: &Store, result: &BuildResult) -> serde_json::Value {
+    let mut told = result.to_json(store.dir());
+    if result.status == Status::AlreadyValid
+        && let Ok(record) = record::read(&store.state_dir(), &result.derivation)
+        && record["success"] == true
+    {
+        for key in ["account", "refused", "seal"] {
+            told[key] = record[key].clone();
+        }
+    }
+    told
 }
 
 /// Links as Nix names them: `result`, `result-dev`, `result-1`, `result-1-dev`.

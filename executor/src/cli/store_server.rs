@@ -2,14 +2,14 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::{Command as Process, ExitCode, Stdio};
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Process, ExitCode, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anchorhold::build::scratch;
@@ -36,9 +36,6 @@ pub const SUBCOMMAND: Subcommand = Subcommand {
     },
     run,
 };
-
-/// How long a client on a socket may take nothing of what it is sent, before it counts as gone.
-const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// How many clients are served at once. Each is a process: somebody who opens connections without end must not take all there are.
 const MOST_CLIENTS: usize = 500;
@@ -83,6 +80,10 @@ struct DoorOptions {
     /// Listen on the socket that is standard input, as systemd hands it over
     #[arg(long)]
     listen_stdin: bool,
+
+    /// Remove what a server leaves, when standard input ends with it
+    #[arg(long, hide = true)]
+    sweep: bool,
 }
 
 #[derive(Debug, Args)]
@@ -120,6 +121,9 @@ fn serve(options: &ServerOptions) -> Result<(), Failure> {
             listener::bind(path).map_err(|error| Failure(format!("cannot listen on ‘{}’: {error}", path.display())))?;
         return listen(&listener, options, &settings, root);
     }
+    if options.door.sweep {
+        return sweep_after(&settings, &root);
+    }
     if options.door.listen_stdin {
         let listener = UnixListener::from(stdin()?);
         // Whoever made it may have made it non-blocking, and then waiting for a client would be trying again and again.
@@ -136,8 +140,7 @@ fn listen(listener: &UnixListener, options: &ServerOptions, settings: &Settings,
     let store = Store::open(&root, Access::ReadWrite)?;
     let builds = policy::builds(settings, &store);
     drop(store);
-    let mut arguments: Vec<OsString> = vec![SUBCOMMAND.name.into(), "--store".into(), root.into()];
-    arguments.extend(options.config.arguments());
+    let mut arguments = words(options, &root);
     if options.write {
         arguments.push("--write".into());
     }
@@ -155,14 +158,14 @@ fn listen(listener: &UnixListener, options: &ServerOptions, settings: &Settings,
             // Keys typed at our terminal are for us; the clients are told by the end of their connections.
             .process_group(0)
             .spawn()?;
-        let (builds, leaving) = (builds.clone(), Arc::clone(&clients));
+        let (builds, root, leaving) = (builds.clone(), root.clone(), Arc::clone(&clients));
         clients.fetch_add(1, Ordering::Relaxed);
         let waiting = move || {
             let status = child.wait();
             leaving.fetch_sub(1, Ordering::Relaxed);
             if !status.is_ok_and(|status| status.success()) {
                 // It may have been stopped in the middle of a build. What cannot be removed now, the next build removes.
-                let _ = scratch::sweep(&builds);
+                let _ = sweep(&builds, &root);
             }
         };
         std::thread::Builder::new().name("connection".to_owned()).stack_size(256 << 10).spawn(waiting)?;
@@ -171,21 +174,33 @@ fn listen(listener: &UnixListener, options: &ServerOptions, settings: &Settings,
     listener::accept(listener, attend, |text| complain(text))
 }
 
+/// This subcommand once more, in the same store with the same settings.
+fn words(options: &ServerOptions, root: &Path) -> Vec<OsString> {
+    let mut words: Vec<OsString> = vec![SUBCOMMAND.name.into(), "--store".into(), root.into()];
+    words.extend(options.config.arguments());
+    words
+}
+
 fn stdin() -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?)
 }
 
 /// Serves the client on standard input and output.
-fn attend(options: &ServerOptions, settings: &Settings, root: &std::path::Path) -> Result<(), Failure> {
+fn attend(options: &ServerOptions, settings: &Settings, root: &Path) -> Result<(), Failure> {
     let (input, watched) = (stdin()?, stdin()?);
     let output = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
     // What a library or a child of ours may print is not for the protocol.
     rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
     // A pipe has no such limit: what is behind it, an sshd most likely, knows itself when its client is gone.
-    let _ = set_socket_timeout(&output, Timeout::Send, Some(PATIENCE));
+    let _ = set_socket_timeout(&output, Timeout::Send, settings.stalled_client_timeout);
     let input = BufReader::with_capacity(BUFFER, File::from(input));
-    let output = File::from(output);
+    let output = ToClient { output: File::from(output), patience: settings.stalled_client_timeout };
 
+    if !options.trust.by_peer {
+        let mut sweeper = words(options, root);
+        sweeper.push("--sweep".into());
+        let _ = SWEEPER.set(sweeper);
+    }
     let mut refused = None;
     let trusted = if options.trust.by_peer {
         let peer = Peer::of(rustix::stdio::stdin())
@@ -217,7 +232,7 @@ fn attend(options: &ServerOptions, settings: &Settings, root: &std::path::Path) 
     };
     let store = Store::open(root, Access::ReadWrite)?;
     let keys = settings.trusted_public_keys.iter().map(|text| text.parse()).collect::<Result<Vec<PublicKey>, _>>()?;
-    let watch = Watch::new(watched, gone);
+    let watch = Watch::new(watched, gone).calling(begin);
     let server = Server {
         store: &store,
         policy: policy::of_store(settings, &store)?,
@@ -240,9 +255,82 @@ fn attend(options: &ServerOptions, settings: &Settings, root: &std::path::Path) 
     }
 }
 
-/// The client has gone in the middle of something. Ending at once is what stops it: the kernel ends the launchers with us, and the
-/// rooms with them, and gives back every lock.
+/// The way to the client. Who takes nothing for too long is as good as gone, also while a build of theirs runs.
+struct ToClient {
+    output: File,
+    patience: Option<Duration>,
+}
+
+impl Write for ToClient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.output.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.patience.is_some() => {
+                let seconds = self.patience.unwrap_or_default().as_secs();
+                end(&format!(
+                    "the client has taken nothing of what it was sent for {seconds} s (stalled-client-timeout)"
+                ))
+            }
+            other => other,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+/// The words by which this program is called to remove what this process leaves; nothing where whoever started it does so.
+static SWEEPER: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// A client kills a server that it has started itself as soon as it needs it no more, in the middle of a build too. So what is left
+/// is removed by a process in a group of its own, when its standard input ends with us. If there is none, the next build or the
+/// collector removes it.
+fn begin() {
+    static STARTED: OnceLock<Option<Child>> = OnceLock::new();
+    STARTED.get_or_init(|| {
+        let words = SWEEPER.get()?;
+        Process::new("/proc/self/exe")
+            .arg0("anchorhold")
+            .args(words)
+            .stdin(Stdio::piped())
+            // While it has these open, somebody might wait for it.
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .ok()
+    });
+}
+
+/// The client has gone in the middle of something.
 fn gone() {
-    complain("the client has gone");
+    end("the client has gone");
+}
+
+/// Ending at once is what stops everything: the kernel ends the launchers with us, and the rooms with them, and gives back every
+/// lock.
+fn end(why: &str) -> ! {
+    complain(why);
     std::process::exit(1);
+}
+
+/// What a killed room still writes to cannot be removed: it needs a moment to be gone.
+const MOMENT: Duration = Duration::from_millis(300);
+
+/// Removes what a server has left when standard input ends with it.
+fn sweep_after(settings: &Settings, root: &Path) -> Result<(), Failure> {
+    anchorhold_sandbox::sys::process::close_from(3);
+    io::copy(&mut io::stdin().lock(), &mut io::sink())?;
+    let store = Store::open(root, Access::ReadWrite)?;
+    let builds = policy::builds(settings, &store);
+    drop(store);
+    sweep(&builds, root)
+}
+
+fn sweep(builds: &Path, root: &Path) -> Result<(), Failure> {
+    scratch::sweep(builds)?;
+    Store::open(root, Access::ReadWrite)?.sweep()?;
+    std::thread::sleep(MOMENT);
+    scratch::sweep(builds)?;
+    Ok(())
 }

@@ -77,6 +77,7 @@ pub struct Settings {
     pub trusted_public_keys: Vec<String>,
     pub trusted_users: Vec<String>,
     pub allowed_users: Vec<String>,
+    pub stalled_client_timeout: Option<Duration>,
     pub secret_key_files: Vec<PathBuf>,
     pub auto_optimise_store: bool,
     /// In bytes.
@@ -129,6 +130,7 @@ impl Settings {
             trusted_public_keys: read.list("trusted-public-keys"),
             trusted_users: read.list("trusted-users"),
             allowed_users: read.list("allowed-users"),
+            stalled_client_timeout: read.time("stalled-client-timeout"),
             secret_key_files: read.list("secret-key-files").into_iter().map(PathBuf::from).collect(),
             auto_optimise_store: read.truth("auto-optimise-store"),
             min_free: read.bytes("min-free"),

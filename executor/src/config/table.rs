@@ -116,7 +116,8 @@ impl Kind {
         }
     }
 
-    /// The value that `text` of the command line stands for. Words of a list are parted by blanks, as in Nix.
+    /// The value that `text` of the command line stands for. Words of a list are parted by blanks, as in Nix; a table may be
+    /// TOML's, too, whose values can have blanks.
     pub fn parse(self, text: &str) -> Result<Value, String> {
         let value = match self {
             Self::Bool => text.parse().map(Value::Boolean).unwrap_or_else(|_| Value::String(text.into())),
@@ -128,6 +129,16 @@ impl Kind {
             Self::Sandbox | Self::Text | Self::Path | Self::Choice(_) => Value::String(text.into()),
             Self::List | Self::Paths | Self::SandboxPaths | Self::Destinations | Self::Networks => {
                 Value::Array(text.split_whitespace().map(|word| Value::String(word.into())).collect())
+            }
+            // As in a file, for values with blanks.
+            Self::Map if text.trim_start().starts_with('{') => {
+                let mut read: Result<toml::Table, _> = toml::from_str(&format!("map = {text}"));
+                match read.as_mut().map(|table| table.remove("map")) {
+                    Ok(Some(value)) => value,
+                    _ => {
+                        return Err("wants NAME=VALUE …, or a table of TOML on one line: { NAME = \"a value\" }".into());
+                    }
+                }
             }
             Self::Map => {
                 let mut table = toml::Table::new();
@@ -382,6 +393,13 @@ pub const SETTINGS: &[Setting] = &[
         "Who is believed by `store-server` without signatures: users, `@` and a group, or `*`.",
     ),
     setting("allowed-users", Kind::List, "[\"*\"]", "store", "Who may connect to `store-server`, in the same words."),
+    setting(
+        "stalled-client-timeout",
+        Kind::Time,
+        "\"15m\"",
+        "store",
+        "How long a client of `store-server` may take nothing of what it is sent before it counts as gone; 0 is for ever.",
+    ),
     setting("secret-key-files", Kind::Paths, "[]", "store", "Files with keys that outputs are signed with."),
     setting("auto-optimise-store", Kind::Bool, "false", "store", "Hard-link equal files of new outputs at once."),
     setting("min-free", Kind::Size, "0", "store", "Collect garbage during builds when less is free; 0 is never."),

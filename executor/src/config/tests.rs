@@ -114,6 +114,8 @@ fn a_wrong_value_is_an_error_that_says_what_is_wanted() {
     }
     assert!(error(from_option("cores", "x")).starts_with("--option: ‘cores’ wants"));
     assert!(error(from_option("impure-env", "A")).contains("NAME=VALUE"));
+    assert!(error(from_option("impure-env", "{ A = ")).contains("a table of TOML"));
+    assert!(error(from_option("impure-env", "{ A = 1 }")).contains("‘A’ is 1"));
 }
 
 #[test]

@@ -81,12 +81,14 @@ pub enum PathsError {
     #[error(transparent)]
     Invalid(#[from] InvalidDerivation),
     /// Outputs of a kind that is not built.
-    #[error("the derivation ‘{derivation}’ {what}; anchorhold does not build these yet{}", needed_by(chain))]
+    #[error("the derivation ‘{derivation}’ {what}; anchorhold does not build these yet{}: {fix}", needed_by(chain))]
     Unsupported {
         /// The derivation's name.
         derivation: String,
         /// What it has.
         what: &'static str,
+        /// What to do.
+        fix: &'static str,
         /// Who needs it.
         chain: Vec<StorePath>,
     },
@@ -418,13 +420,42 @@ impl<'a, D: Derivations> Calculator<'a, D> {
     }
 }
 
+/// Says why a derivation cannot be built, if it is of a kind whose outputs have no paths before they are built.
+///
+/// # Errors
+/// See [`PathsError::Unsupported`] and [`PathsError::Invalid`].
+pub fn check_buildable(derivation: &Derivation) -> Result<(), PathsError> {
+    match supported_kind(derivation)? {
+        Kind::Deferred => Err(unsupported(
+            derivation,
+            "depends on a content-addressed derivation (its paths are known when that one is built)",
+            FLOATING_FIX,
+        )),
+        _ => Ok(()),
+    }
+}
+
+const FLOATING_FIX: &str =
+    "take ‘__contentAddressed’ out, or let a Nix with ‘anchorhold attach’ as its external builder do it";
+
 fn supported_kind(derivation: &Derivation) -> Result<Kind, PathsError> {
-    let what = match derivation.kind()? {
-        kind @ (Kind::InputAddressed | Kind::Fixed | Kind::Deferred) => return Ok(kind),
-        Kind::Floating => "is content-addressed (its paths follow from what is built)",
-        Kind::Impure => "is impure (it gives something else each time)",
-    };
-    Err(PathsError::Unsupported { derivation: derivation.name.clone(), what, chain: Vec::new() })
+    match derivation.kind()? {
+        kind @ (Kind::InputAddressed | Kind::Fixed | Kind::Deferred) => Ok(kind),
+        Kind::Floating => Err(unsupported(
+            derivation,
+            "is floating content-addressed (its paths follow from what is built)",
+            FLOATING_FIX,
+        )),
+        Kind::Impure => Err(unsupported(
+            derivation,
+            "is impure (it gives something else each time)",
+            "take ‘__impure’ out, or declare the hash of what it makes (outputHash)",
+        )),
+    }
+}
+
+fn unsupported(derivation: &Derivation, what: &'static str, fix: &'static str) -> PathsError {
+    PathsError::Unsupported { derivation: derivation.name.clone(), what, fix, chain: Vec::new() }
 }
 
 #[cfg(test)]

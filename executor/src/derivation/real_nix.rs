@@ -259,7 +259,7 @@ fn floating_derivations_are_read_and_refused_by_name() {
     for (path, derivation) in &derivations {
         assert_eq!(aterm::write(derivation, &store_dir), files[path]);
         let error = calculator.check(path, derivation).unwrap_err().to_string();
-        let part = "‘floating’ is content-addressed (its paths follow from what is built); anchorhold does not build these yet";
+        let part = "‘floating’ is floating content-addressed (its paths follow from what is built); anchorhold does not build these yet";
         assert!(error.contains(part), "{error}");
         assert_eq!(error.contains("needed by"), derivation.name == "above", "{error}");
     }

@@ -18,7 +18,7 @@ use crate::build::scratch::Scratch;
 use crate::build::telling::Telling;
 use crate::build::{keep, running};
 use crate::derivation::options::Options;
-use crate::derivation::paths::Calculator;
+use crate::derivation::paths::{Calculator, check_buildable};
 use crate::derivation::{Derivation, Kind};
 use crate::progress::lines::{LineSplitter, Tail};
 use crate::store::{Direction, PathInfo, Store};
@@ -98,9 +98,7 @@ impl Attempt<'_> {
                 .check_outputs(derivation)
                 .map_err(Stopped::rejected)?,
             Kind::Floating | Kind::Impure | Kind::Deferred => {
-                return Err(Stopped::rejected(
-                    "the paths of its outputs are known only when it is built, which this version does not do",
-                ));
+                check_buildable(derivation).map_err(Stopped::rejected)?;
             }
         }
         if derivation.is_builtin() {

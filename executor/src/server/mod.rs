@@ -27,6 +27,8 @@ pub mod trust;
 mod upkeep;
 pub mod watch;
 pub(crate) mod worker;
+#[cfg(test)]
+mod wrong_tests;
 
 use std::io::{BufRead, Write};
 

@@ -17,9 +17,9 @@ use crate::store_path::StorePath;
 use crate::wire::{Message, write_info, write_unkeyed_info};
 
 /// A store that goes with the test.
-struct World {
+pub(super) struct World {
     directory: Option<tempfile::TempDir>,
-    store: Store,
+    pub(super) store: Store,
     trusted: bool,
     keys: Vec<PublicKey>,
 }
@@ -34,7 +34,7 @@ impl Drop for World {
 
 /// What the server sends, kept.
 #[derive(Clone, Default)]
-struct Sent(Arc<Mutex<Vec<u8>>>);
+pub(super) struct Sent(pub(super) Arc<Mutex<Vec<u8>>>);
 
 impl Write for Sent {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -51,13 +51,22 @@ const LAST: u64 = 0x616c_7473;
 const ERROR: u64 = 0x6378_7470;
 
 impl World {
-    fn new(trusted: bool) -> Self {
+    pub(super) fn new(trusted: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path(), Access::ReadWrite).unwrap();
         Self { directory: Some(directory), store, trusted, keys: Vec::new() }
     }
 
-    fn talk_over(&self, input: impl Read) -> (Result<(), ServerError>, Vec<u8>) {
+    pub(super) fn talk_over(&self, input: impl Read) -> (Result<(), ServerError>, Vec<u8>) {
+        self.talk_by(Protocol::ByMagic, true, input)
+    }
+
+    pub(super) fn talk_by(
+        &self,
+        protocol: Protocol,
+        may_write: bool,
+        input: impl Read,
+    ) -> (Result<(), ServerError>, Vec<u8>) {
         let sent = Sent::default();
         let watch = Watch::nothing();
         let server = Server {
@@ -71,13 +80,13 @@ impl World {
             collector: GcPolicy::default(),
             watch: &watch,
         };
-        let result = attend(&server, Protocol::ByMagic, true, BufReader::new(input), sent.clone());
+        let result = attend(&server, protocol, may_write, BufReader::new(input), sent.clone());
         let sent = sent.0.lock().unwrap().clone();
         (result, sent)
     }
 
     /// A conversation of version 1.38 with these requests; what is sent after the greeting.
-    fn ask(&self, requests: &Message) -> (Result<(), ServerError>, Answers) {
+    pub(super) fn ask(&self, requests: &Message) -> (Result<(), ServerError>, Answers) {
         let mut input = greeting(1 << 8 | 38);
         input.0.extend(&requests.0);
         let (result, sent) = self.talk_over(Cursor::new(input.0));
@@ -87,12 +96,12 @@ impl World {
         (result, answers)
     }
 
-    fn valid(&self) -> Vec<String> {
+    pub(super) fn valid(&self) -> Vec<String> {
         self.store.all_valid_paths().unwrap().iter().map(|path| path.name().to_owned()).collect()
     }
 
     /// Nothing lies in the store but what is valid, and that is whole.
-    fn is_clean(&self) {
+    pub(super) fn is_clean(&self) {
         let valid = self.store.all_valid_paths().unwrap();
         for entry in std::fs::read_dir(self.store.real_dir()).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
@@ -102,10 +111,14 @@ impl World {
     }
 }
 
-struct Answers(Source<Cursor<Vec<u8>>>);
+pub(super) struct Answers(Source<Cursor<Vec<u8>>>);
 
 impl Answers {
-    fn greeting(&mut self, minor: u64) {
+    pub(super) fn new(sent: Vec<u8>) -> Self {
+        Self(Source::new(Cursor::new(sent)))
+    }
+
+    pub(super) fn greeting(&mut self, minor: u64) {
         assert_eq!(self.number(), 0x6478_696f);
         assert_eq!(self.number(), 1 << 8 | 38);
         if minor >= 38 {
@@ -119,7 +132,7 @@ impl Answers {
         }
     }
 
-    fn number(&mut self) -> u64 {
+    pub(super) fn number(&mut self) -> u64 {
         self.0.number("a number").unwrap()
     }
 
@@ -128,7 +141,7 @@ impl Answers {
     }
 
     /// Reads up to the reply, or gives the error.
-    fn messages(&mut self) -> Result<(), String> {
+    pub(super) fn messages(&mut self) -> Result<(), String> {
         loop {
             match self.number() {
                 LAST => return Ok(()),
@@ -145,18 +158,18 @@ impl Answers {
     }
 
     #[track_caller]
-    fn refused(&mut self, with: &str) {
+    pub(super) fn refused(&mut self, with: &str) {
         let error = self.messages().unwrap_err();
         assert!(error.contains(with), "{error}");
     }
 
     #[track_caller]
-    fn ended(&mut self) {
+    pub(super) fn ended(&mut self) {
         assert_eq!(self.0.number_or_end("nothing").unwrap(), None);
     }
 }
 
-fn greeting(version: u64) -> Message {
+pub(super) fn greeting(version: u64) -> Message {
     let mut message = Message::new();
     message.number(WORKER_MAGIC).number(version);
     if version.min(1 << 8 | 38) >= 1 << 8 | 38 {
@@ -166,7 +179,7 @@ fn greeting(version: u64) -> Message {
     message
 }
 
-fn nar(contents: &str) -> Vec<u8> {
+pub(super) fn nar(contents: &str) -> Vec<u8> {
     let mut message = Message::new();
     for word in ["nix-archive-1", "(", "type", "regular", "contents", contents, ")"] {
         message.string(word);
@@ -174,11 +187,11 @@ fn nar(contents: &str) -> Vec<u8> {
     message.0
 }
 
-fn path(name: &str) -> StorePath {
+pub(super) fn path(name: &str) -> StorePath {
     StorePath::from_parts("00bgd045z0d4icpbc2yyz4gx48ak44la", name).unwrap()
 }
 
-fn info(name: &str, contents: &str) -> PathInfo {
+pub(super) fn info(name: &str, contents: &str) -> PathInfo {
     let nar = nar(contents);
     PathInfo::new(path(name), Hash::sha256(&nar), nar.len() as u64)
 }
@@ -191,11 +204,11 @@ fn framed(message: &mut Message, bytes: &[u8]) {
     message.number(0);
 }
 
-fn operation(message: &mut Message, operation: Operation) -> &mut Message {
+pub(super) fn operation(message: &mut Message, operation: Operation) -> &mut Message {
     message.number(operation as u64)
 }
 
-fn add(message: &mut Message, info: &PathInfo, check: bool, bytes: &[u8]) {
+pub(super) fn add(message: &mut Message, info: &PathInfo, check: bool, bytes: &[u8]) {
     write_info(operation(message, Operation::AddToStoreNar), &StoreDirs::default(), info);
     message.truth(false).truth(!check);
     framed(message, bytes);
@@ -469,7 +482,7 @@ fn whoever_may_not_connect_is_told_so_after_the_greeting() {
     answers.ended();
 }
 
-fn serve_greeting(version: u64) -> Message {
+pub(super) fn serve_greeting(version: u64) -> Message {
     let mut message = Message::new();
     message.number(SERVE_MAGIC).number(version);
     message

@@ -9,22 +9,29 @@ use rustix::io::Errno;
 pub struct Watch {
     connection: Option<OwnedFd>,
     gone: fn(),
+    begun: fn(),
 }
 
 impl Watch {
     /// Watches `connection`, and calls `gone` from another thread when the client has closed it.
     pub fn new(connection: OwnedFd, gone: fn()) -> Self {
-        Self { connection: Some(connection), gone }
+        Self { connection: Some(connection), gone, begun: || {} }
+    }
+
+    /// The same, which calls `begun` before each work.
+    pub fn calling(self, begun: fn()) -> Self {
+        Self { begun, ..self }
     }
 
     /// Watches nothing.
     pub fn nothing() -> Self {
-        Self { connection: None, gone: || {} }
+        Self { connection: None, gone: || {}, begun: || {} }
     }
 
     /// Does `work`, here and now, while another thread watches. If no thread can be had, nobody watches: the client's absence
     /// is then seen when it is read from the next time.
     pub fn during<T>(&self, work: impl FnOnce() -> T) -> T {
+        (self.begun)();
         let Some(connection) = &self.connection else { return work() };
         let Ok((stopped, stop)) = std::io::pipe() else { return work() };
         std::thread::scope(|scope| {

@@ -16,6 +16,7 @@ mod gc;
 mod gc_tests;
 mod generations;
 mod graph;
+mod leftovers;
 mod optimise;
 mod path_info;
 mod path_lock;

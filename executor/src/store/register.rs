@@ -21,12 +21,8 @@ impl Store {
     pub fn register(&self, paths: &[Registration]) -> Result<(), StoreError> {
         self.check_writable("register a path")?;
         check_for_cycles(paths)?;
-        let mut outputs_in_files = BTreeMap::new();
-        for Registration { info, outputs } in paths {
-            if info.path.is_derivation() && outputs.is_empty() {
-                outputs_in_files.insert(&info.path, self.outputs_in_file(&info.path)?);
-            }
-        }
+        let unread = paths.iter().filter(|one| one.info.path.is_derivation() && one.outputs.is_empty());
+        let outputs_in_files = self.outputs_in_files(unread.map(|one| &one.info.path))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
         let mut database = self.database();
         let (database_path, root, dir) = (database.path.clone(), self.root.clone(), &self.dir);

@@ -21,8 +21,11 @@ use crate::nar::NarError;
 use crate::store::{Store, StoreError};
 use crate::store_path::{StoreDir, StorePath};
 
-/// How many paths become valid in one step. Each costs an open lock file until then.
+/// How many paths become valid in one step, at most. Each costs an open lock file until then.
 const BATCH: usize = 128;
+
+/// How many bytes of archives make a step by themselves: what is lost by an interruption is less than that, or one path.
+const BATCH_BYTES: u64 = 64 << 20;
 
 /// Where paths are.
 #[derive(Debug)]
@@ -197,7 +200,7 @@ pub fn copy(
     }
     let mut report = Report { copied: Vec::new(), present };
     let order = order(&infos)?;
-    for batch in order.chunks(BATCH) {
+    for batch in batches(&order) {
         let arrived = match to {
             Place::Store(store) => destination::into_store(from, store, batch, request, told, notice)?,
             Place::Cache(cache) => destination::into_cache(from, cache, batch, request, told)?,
@@ -212,6 +215,21 @@ pub fn copy(
         }
     }
     Ok(report)
+}
+
+/// The steps in which `order` goes over.
+fn batches<'a, 'b>(mut order: &'a [&'b NarInfo]) -> impl Iterator<Item = &'a [&'b NarInfo]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0u64;
+        let full = order.iter().position(|info| {
+            bytes = bytes.saturating_add(info.nar_size);
+            bytes >= BATCH_BYTES
+        });
+        let count = full.map_or(order.len(), |at| at + 1).min(BATCH);
+        let (batch, rest) = order.split_at(count);
+        order = rest;
+        (!batch.is_empty()).then_some(batch)
+    })
 }
 
 /// Each after those of them that it refers to. With a list of its own and not by recursion: who wrote the narinfos chose how

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::*;
+use crate::derivation::paths::Calculator;
+use crate::derivation::{Derivation, aterm};
 use crate::hash::{Algorithm, Hash};
 use crate::store::{Access, Naming, PathInfo, Registration};
 use crate::{nar, tree};
@@ -117,6 +119,36 @@ fn a_long_chain_arrives_in_order_and_only_once() {
     assert_eq!((again.copied.len(), again.present.len()), (0, BATCH + 20));
     let left: Vec<_> = fs::read_dir(store_of(&to).real_dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), BATCH + 21, "nothing but the paths and .links: {left:?}");
+}
+
+#[test]
+fn a_step_is_bounded_in_paths_and_in_bytes() {
+    let infos: Vec<NarInfo> = (0..400u64)
+        .map(|number| {
+            let mut info = some_info();
+            info.nar_size = if number < 10 { BATCH_BYTES / 2 } else { 1 };
+            info
+        })
+        .collect();
+    let order: Vec<&NarInfo> = infos.iter().collect();
+    let sizes: Vec<usize> = batches(&order).map(<[_]>::len).collect();
+    assert_eq!(sizes, [2, 2, 2, 2, 2, BATCH, BATCH, BATCH, 400 - 10 - 3 * BATCH]);
+}
+
+fn some_info() -> NarInfo {
+    NarInfo {
+        path: digits("1", "x"),
+        url: String::new(),
+        compression: Compression::None,
+        file_hash: None,
+        file_size: None,
+        nar_hash: crate::hash::Hash::sha256(b""),
+        nar_size: 0,
+        references: BTreeSet::new(),
+        deriver: None,
+        signatures: vec![],
+        ca: None,
+    }
 }
 
 #[test]
@@ -302,18 +334,28 @@ fn derivations_bring_their_outputs_along() {
     let world = World::new();
     let from = world.store("from");
     let text = |out: &str| {
-        format!(
-            "Derive([(\"out\",\"/nix/store/{out}\",\"\",\"\")],[],[],\"x86_64-linux\",\"/bin/sh\",[],[(\"out\",\"/nix/store/{out}\")])"
-        )
+        format!("Derive([(\"out\",\"{out}\",\"\",\"\")],[],[],\"x86_64-linux\",\"/bin/sh\",[],[(\"out\",\"{out}\")])")
     };
-    let out = digits("4", "a");
     let store = store_of(&from);
-    let drv = store.add_text("a.drv", text(out.as_str()).as_bytes(), [], [], &mut quiet).unwrap().path;
+    let dir = store.dir();
+    let out_of = |name: &str| {
+        let derivation = aterm::read(text("").as_bytes(), name, dir).unwrap();
+        let mut calculator = Calculator::new(dir, BTreeMap::<StorePath, Derivation>::new());
+        calculator.output_paths(&derivation).unwrap().remove("out").unwrap()
+    };
+    // Whoever finds an output of another in the store would take it for what this one makes.
+    let lie = text(&dir.display(&digits("4", "a")));
+    let refused = store.add_text("a.drv", lie.as_bytes(), [], [], &mut quiet).unwrap_err().to_string();
+    assert!(refused.contains("for its output ‘out’, which should be"), "{refused}");
+    assert!(store.all_valid_paths().unwrap().is_empty());
+    let out = out_of("a");
+    let drv = store.add_text("a.drv", text(&dir.display(&out)).as_bytes(), [], [], &mut quiet).unwrap().path;
     assert_eq!(store.valid_derivers(&out).unwrap(), [drv.clone()].into(), "added as a text");
     let file = world.at("b.drv");
-    fs::write(&file, text(out.as_str())).unwrap();
+    let other = out_of("b");
+    fs::write(&file, text(&dir.display(&other))).unwrap();
     let added = store.add("b.drv", &file, Naming::Recursive(Algorithm::Sha256), &mut quiet).unwrap().path;
-    assert_eq!(store.valid_derivers(&out).unwrap(), [drv.clone(), added.clone()].into(), "added as a file");
+    assert_eq!(store.valid_derivers(&other).unwrap(), [added.clone()].into(), "added as a file");
     let (imported, copied) = (world.store("imported"), world.store("copied"));
     let mut stream = Vec::new();
     store.export(&[drv.clone()].into(), &mut stream).unwrap();

@@ -57,6 +57,8 @@ pub struct Around {
     pub no_new_privileges: bool,
     /// How many uids exist in our user namespace.
     pub mapped_uids: u64,
+    /// Whether we have CAP_SETFCAP, without which root cannot map itself.
+    pub file_capabilities: bool,
 }
 
 impl Facts {
@@ -90,18 +92,24 @@ impl Facts {
     }
 }
 
+/// CAP_SETFCAP in a set of capabilities.
+const SETFCAP: u64 = 1 << 31;
+
 impl Around {
     fn read(status: &str, uid_map: &str, container: Option<String>) -> Self {
         let field = |key: &str| {
             status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.trim().parse::<u64>().ok())
         };
         let filtered = field("Seccomp") == Some(2);
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let capabilities = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
         let lengths = uid_map.lines().filter_map(|line| line.split_ascii_whitespace().nth(2)?.parse::<u64>().ok());
         Self {
             container,
             filters: field("Seccomp_filters").unwrap_or(u64::from(filtered)),
             no_new_privileges: field("NoNewPrivs") == Some(1),
             mapped_uids: lengths.sum(),
+            file_capabilities: capabilities & SETFCAP != 0,
         }
     }
 }

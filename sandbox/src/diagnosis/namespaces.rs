@@ -38,6 +38,14 @@ fn user(facts: &Facts) -> Diagnosis {
             let (found, fix) = refused(facts, errno);
             missing(format!("unshare(2) answers {}{found}", say(errno)), fix)
         }
+        (Ok(()), Err(Errno::EPERM)) if facts.host.uid == 0 && !facts.around.file_capabilities => missing(
+            "made, but writing its maps answers Operation not permitted (EPERM): a map with root in it needs CAP_SETFCAP, \
+             which we lack, and no other id is to be had"
+                .into(),
+            "start anchorhold with this capability (--cap-add SETFCAP in a container, CapabilityBoundingSet= in a service), or \
+             as an ordinary user"
+                .into(),
+        ),
         (Ok(()), Err(errno)) => {
             let (found, fix) = powerless(facts);
             missing(format!("made, but writing its maps answers {}{found}", say(errno)), fix)
@@ -215,6 +223,20 @@ mod tests {
             assert!(found.contains("filter of system calls") && found.contains("docker"), "{found}");
             assert!(fix.contains("--security-opt seccomp=unconfined"), "{fix}");
         }
+    }
+
+    #[test]
+    fn a_root_without_cap_setfcap_is_told_so_and_no_container_blamed() {
+        let mut facts = Facts::healthy();
+        facts.host.uid = 0;
+        facts.answers.maps = Err(Errno::EPERM);
+        facts.around.container = Some("docker".into());
+        let (verdict, found, fix) = user_row(&facts);
+        assert_eq!(verdict, Verdict::Missing);
+        assert!(found.contains("CAP_SETFCAP") && !found.contains("docker"), "{found}");
+        assert!(fix.contains("--cap-add SETFCAP"), "{fix}");
+        facts.around.file_capabilities = true;
+        assert!(user_row(&facts).1.contains("docker"));
     }
 
     #[test]

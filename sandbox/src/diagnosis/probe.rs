@@ -51,29 +51,20 @@ impl Answers {
     /// Tries them. The calling process must have one thread.
     pub fn gather() -> Self {
         let listener = attempts(1, |answers| answers[0] = listen());
-        let of_namespaces = attempts(4 + OTHER_KINDS.len(), |answers| {
-            let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-            let (mut raised, mut ruled) = (answers[2], answers[3]);
-            answers[0] = Kernel::default().unshare(Kind::User.flag());
-            if answers[0].is_err() {
-                return;
-            }
-            answers[1] = write_existing("/proc/self/setgroups".as_ref(), b"deny")
-                .and_then(|()| write_existing("/proc/self/uid_map".as_ref(), format!("{uid} {uid} 1").as_bytes()))
-                .and_then(|()| write_existing("/proc/self/gid_map".as_ref(), format!("{gid} {gid} 1").as_bytes()));
-            if answers[1].is_err() {
-                return;
-            }
-            for (kind, answer) in OTHER_KINDS.iter().zip(&mut answers[4..]) {
-                *answer = Kernel::default().unshare(kind.flag());
-                // In its own network namespace alone: what is raised and ruled here ends with this process.
-                if *kind == Kind::Net && answer.is_ok() {
-                    raised = network::loopback_up();
-                    ruled = rule();
+        let count = 4 + OTHER_KINDS.len();
+        let mut of_namespaces = attempts(count, namespaces);
+        if of_namespaces.get(1) == Some(&Err(Errno::EPERM)) && nix::unistd::geteuid().is_root() {
+            // Root may lack CAP_SETFCAP, without which no map may have root in it (user_namespaces(7)). No room has such a
+            // map: they are under other ids.
+            let as_nobody = attempts(count, |answers| {
+                if Kernel::default().become_ids(NOBODY, NOBODY).is_ok() {
+                    namespaces(answers);
                 }
+            });
+            if as_nobody.get(1) == Some(&Ok(())) {
+                of_namespaces = as_nobody;
             }
-            (answers[2], answers[3]) = (raised, ruled);
-        });
+        }
         let mut given = of_namespaces.into_iter();
         let mut next = || given.next().unwrap_or(Err(Errno::ECHILD));
         Self {
@@ -85,6 +76,34 @@ impl Answers {
             listener: listener.first().copied().unwrap_or(Err(Errno::ECHILD)),
         }
     }
+}
+
+/// An id that is nobody's on most hosts. It is not used for anything but to be another than root's.
+const NOBODY: u32 = 65534;
+
+/// Makes a user namespace and all others in it, as whoever the process is.
+fn namespaces(answers: &mut [Answer]) {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    let (mut raised, mut ruled) = (answers[2], answers[3]);
+    answers[0] = Kernel::default().unshare(Kind::User.flag());
+    if answers[0].is_err() {
+        return;
+    }
+    answers[1] = write_existing("/proc/self/setgroups".as_ref(), b"deny")
+        .and_then(|()| write_existing("/proc/self/uid_map".as_ref(), format!("{uid} {uid} 1").as_bytes()))
+        .and_then(|()| write_existing("/proc/self/gid_map".as_ref(), format!("{gid} {gid} 1").as_bytes()));
+    if answers[1].is_err() {
+        return;
+    }
+    for (kind, answer) in OTHER_KINDS.iter().zip(&mut answers[4..]) {
+        *answer = Kernel::default().unshare(kind.flag());
+        // In its own network namespace alone: what is raised and ruled here ends with this process.
+        if *kind == Kind::Net && answer.is_ok() {
+            raised = network::loopback_up();
+            ruled = rule();
+        }
+    }
+    (answers[2], answers[3]) = (raised, ruled);
 }
 
 /// Only the attempt shows whether a filter further out already has the one listener that a process may have.

@@ -1,120 +1,18 @@
-//! A real Nix that has external builders, in the root that `scripts/newer-nix` makes.
-//!
-//! `ANCHORHOLD_NEWER_NIX` names that root; where it is not set or not there, these tests are skipped. Each has a `/nix` of
-//! its own, and what runs in the root ends with the script that was started in it.
+//! A real Nix that has external builders.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-
-use anchorhold_tests::host::is_root;
-use anchorhold_tests::room::anchorhold;
+use anchorhold_tests::newer_nix::{NewerNix, groups, in_newer_nix};
 use anchorhold_tests::skip;
 
-/// What all scripts begin with: settings, a store with tools, and expressions that need nothing else.
-const BEGINNING: &str = r#"
-export NIX_CONF_DIR=/tmp/conf XDG_CACHE_HOME=/tmp/cache
-mkdir -p $NIX_CONF_DIR /tmp/busybox/bin
-cat > $NIX_CONF_DIR/nix.conf <<E
-substituters =
-substitute = false
-experimental-features = nix-command external-builders
-sandbox = true
-build-users-group = $group
-external-builders = [{"systems":["x86_64-linux","aarch64-linux"],"program":"/tmp/anchorhold","args":["attach","--option","network","none"]}]
-E
-cp /usr/bin/busybox /tmp/busybox/bin
-for applet in sh cat echo env id ls mkdir sed sleep; do ln -s busybox /tmp/busybox/bin/$applet; done
-export TOOLS=$(nix-store --add /tmp/busybox)
-cat > /tmp/thing.nix <<'E'
-{ script ? "echo $out; echo hello > $out", name ? "thing", more ? { } }:
-let tools = builtins.storePath (builtins.getEnv "TOOLS"); in
-derivation ({
-  inherit name;
-  system = builtins.currentSystem;
-  builder = "${tools}/bin/sh";
-  PATH = "${tools}/bin";
-  args = [ "-c" script ];
-} // more)
-E
-# build STATUS SCRIPT [OPTION...]: the status is the one that is wanted; everything that was said is in /tmp/said.
-build() {
-    local wanted=$1 script=$2 status=0
-    shift 2
-    nix-build /tmp/thing.nix --no-out-link --argstr script "$script" "$@" > /tmp/said 2>&1 || status=$?
-    [ $status = $wanted ] || { echo "status $status instead of $wanted:"; cat /tmp/said; exit 1; }
-}
-said() {
-    grep -qF -- "$1" /tmp/said || { echo "it did not say: $1"; cat /tmp/said; exit 1; }
-}
-"#;
-
-/// Where Nix keeps its store for a test, and how builds are made there.
-struct World {
-    directory: tempfile::TempDir,
-    root: PathBuf,
-    group: &'static str,
-}
-
-impl World {
-    fn new(group: &'static str) -> Result<Self, String> {
-        let root = std::env::var_os("ANCHORHOLD_NEWER_NIX").map(PathBuf::from).unwrap_or_default();
-        if !root.join("etc/newer-nix-edition").exists() {
-            return Err(
-                "no newer Nix: scripts/newer-nix make, and ANCHORHOLD_NEWER_NIX set to what it prints".to_owned()
-            );
-        }
-        if !group.is_empty() && !is_root() {
-            return Err("Nix has build users only as root".to_owned());
-        }
-        let directory = tempfile::tempdir().unwrap();
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::create_dir(directory.path().join("nix")).unwrap();
-        let world = Self { directory, root, group };
-        let tried = world.enter("true").output().unwrap();
-        if !tried.status.success() {
-            let why = String::from_utf8_lossy(&tried.stderr).into_owned();
-            return Err(format!("the root of the newer Nix cannot be entered: {}", why.trim()));
-        }
-        Ok(world)
-    }
-
-    fn enter(&self, script: &str) -> Command {
-        let bind = |from: &Path, to: &str| format!("{}:{to}", from.display());
-        let mut command = Command::new("../scripts/newer-nix");
-        command.args(["--offline", "--directory"]).arg(&self.root);
-        command.args(["--bind", &bind(&self.directory.path().join("nix"), "/nix")]);
-        command.args(["--bind", &bind(&anchorhold(), "/tmp/anchorhold"), "run", "bash", "-euc"]);
-        command.arg(format!("group={}\n{script}", self.group));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    /// Runs a script that must succeed; what it printed.
-    #[track_caller]
-    fn run(&self, script: &str) -> String {
-        let output = self.enter(&format!("{BEGINNING}\n{script}")).output().unwrap();
-        let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{}:\n{said}\n{complained}", output.status);
-        said.into_owned()
-    }
-}
+const FEATURES: &str = "external-builders";
+const SETTINGS: &str = r#"sandbox = true
+external-builders = [{"systems":["x86_64-linux","aarch64-linux"],"program":"/tmp/anchorhold","args":["attach","--option","network","none"]}]"#;
 
 /// Does it for root without build users, or the user who runs the tests, and for build users.
 #[track_caller]
 fn for_every_user(script: &str) {
     for group in groups() {
-        match World::new(group) {
-            Ok(world) => drop(world.run(script)),
-            Err(reason) => return skip(&reason),
-        }
+        in_newer_nix(group, FEATURES, SETTINGS, script);
     }
-}
-
-/// The groups of build users that whoever runs the tests can have. The empty name is that of none.
-fn groups() -> &'static [&'static str] {
-    if is_root() { &["", "nixbld"] } else { &[""] }
 }
 
 #[test]
@@ -185,14 +83,7 @@ fn time_and_silence_and_too_long_a_log_end_a_build_and_all_of_it() {
         build 101 'sleep 1357 & sleep 1357' --max-silent-time 1
         build 1 'sleep 1357 & while true; do echo and again; done' --option max-build-log-size 10000
         said 'more than 10000 bytes of log'
-        # What was killed needs a moment to be gone.
-        for try in $(seq 100); do
-            left=$(busybox ps -o comm | grep -cx sleep || true)
-            [ "$left" != 0 ] || exit 0
-            sleep 0.1
-        done
-        busybox ps -o pid,comm
-        exit 1
+        nobody_sleeps
         "#,
     );
 }
@@ -211,6 +102,15 @@ E
         said 'hash mismatch in fixed-output derivation'
         got=$(sed -n 's/^ *got: *//p' /tmp/said)
         nix-build /tmp/fixed.nix --no-out-link --argstr hash "$got"
+        # Built again it is what it was: it would have the network, for which there is no program here, and others would not.
+        networked='[{"systems":["x86_64-linux","aarch64-linux"],"program":"/tmp/anchorhold","args":["attach"]}]'
+        nix-build /tmp/fixed.nix --no-out-link --argstr hash "$got" --check
+        nix-build /tmp/fixed.nix --no-out-link --argstr hash "$got" --check --option external-builders "$networked" \
+            > /tmp/said 2>&1 && exit 1
+        said 'the program pasta'
+        said '--option network none'
+        build 0 'echo > $out' --option external-builders "$networked"
+        build 0 'echo > $out' --option external-builders "$networked" --check
         "#,
     );
 }
@@ -298,42 +198,42 @@ E
 
 #[test]
 fn an_untrusted_user_builds_through_the_daemon() {
-    match World::new("nixbld") {
-        Err(reason) => skip(&reason),
-        Ok(world) => drop(world.run(
-            r#"
-            OF_THE_DAEMON=secret nix-daemon > /tmp/daemon 2>&1 &
-            while [ ! -S /nix/var/nix/daemon-socket/socket ]; do sleep 0.05; done
-            mkdir -m 777 /tmp/client
-            printf 'experimental-features = nix-command\nsubstitute = false\n' > /tmp/client/nix.conf
-            chmod 755 /tmp/conf
-            alice() {
-                setpriv --reuid alice --regid alice --clear-groups env NIX_REMOTE=daemon NIX_CONF_DIR=/tmp/client \
-                    XDG_CACHE_HOME=/tmp/client HOME=/tmp/client "$@"
-            }
-            status=0
-            alice nix-build /tmp/thing.nix --no-out-link --argstr script 'env; id -u; cat /proc/self/status > $out' \
-                --option sandbox false --builders '' > /tmp/said 2>&1 || status=$?
-            [ $status = 0 ] || { cat /tmp/said /tmp/daemon; exit 1; }
-            grep -q 'Seccomp:.2' $(tail -n 1 /tmp/said)
-            ! grep OF_THE_DAEMON /tmp/said
-            # Neither of these leads around it.
-            alice nix-build /tmp/thing.nix --no-out-link --argstr name local --argstr script 'cat /proc/self/status > $out' \
-                --arg more '{ preferLocalBuild = true; __noChroot = true; }' -j4 > /tmp/said 2>&1 && exit 1
-            said __noChroot
-            alice nix-build /tmp/thing.nix --no-out-link --argstr name local --argstr script 'cat /proc/self/status > $out' \
-                --arg more '{ preferLocalBuild = true; }' -j4 --option external-builders '[]' > /tmp/said 2>&1
-            grep -q 'Seccomp:.2' $(tail -n 1 /tmp/said)
-            "#,
-        )),
-    }
+    in_newer_nix(
+        "nixbld",
+        FEATURES,
+        SETTINGS,
+        r#"
+        OF_THE_DAEMON=secret nix-daemon > /tmp/daemon 2>&1 &
+        while [ ! -S /nix/var/nix/daemon-socket/socket ]; do sleep 0.05; done
+        mkdir -m 777 /tmp/client
+        printf 'experimental-features = nix-command\nsubstitute = false\n' > /tmp/client/nix.conf
+        chmod 755 /tmp/conf
+        alice() {
+            setpriv --reuid alice --regid alice --clear-groups env NIX_REMOTE=daemon NIX_CONF_DIR=/tmp/client \
+                XDG_CACHE_HOME=/tmp/client HOME=/tmp/client "$@"
+        }
+        status=0
+        alice nix-build /tmp/thing.nix --no-out-link --argstr script 'env; id -u; cat /proc/self/status > $out' \
+            --option sandbox false --builders '' > /tmp/said 2>&1 || status=$?
+        [ $status = 0 ] || { cat /tmp/said /tmp/daemon; exit 1; }
+        grep -q 'Seccomp:.2' $(tail -n 1 /tmp/said)
+        ! grep OF_THE_DAEMON /tmp/said
+        # Neither of these leads around it.
+        alice nix-build /tmp/thing.nix --no-out-link --argstr name local --argstr script 'cat /proc/self/status > $out' \
+            --arg more '{ preferLocalBuild = true; __noChroot = true; }' -j4 > /tmp/said 2>&1 && exit 1
+        said __noChroot
+        alice nix-build /tmp/thing.nix --no-out-link --argstr name local --argstr script 'cat /proc/self/status > $out' \
+            --arg more '{ preferLocalBuild = true; }' -j4 --option external-builders '[]' > /tmp/said 2>&1
+        grep -q 'Seccomp:.2' $(tail -n 1 /tmp/said)
+        "#,
+    );
 }
 
 #[test]
 fn an_interrupt_ends_the_build() {
     for group in groups() {
-        let world = match World::new(group) {
-            Ok(world) => world,
+        let nix = match NewerNix::new(group, FEATURES, SETTINGS) {
+            Ok(nix) => nix,
             Err(reason) => return skip(&reason),
         };
         // With job control, because a shell without it has what it starts in the background ignore interrupts.
@@ -344,14 +244,9 @@ fn an_interrupt_ends_the_build() {
             kill -INT $!
             status=0
             wait $! || status=$?
-            # What was killed needs a moment to be gone.
-            for try in $(seq 100); do
-                left=$(busybox ps -o comm | grep -cx sleep || true)
-                [ "$left" != 0 ] || break
-                sleep 0.1
-            done
-            echo "status $status, left $left, kept $(ls -A /nix/var/nix/builds | wc -l)"
+            nobody_sleeps
+            echo "status $status, kept $(ls -A /nix/var/nix/builds | wc -l)"
         "#;
-        assert_eq!(world.run(script).lines().last(), Some("status 1, left 0, kept 0"));
+        assert_eq!(nix.run(script).lines().last(), Some("status 1, kept 0"));
     }
 }

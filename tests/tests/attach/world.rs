@@ -1,20 +1,13 @@
 //! A request, the store and the directories that it names, as Nix would have made them.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use anchorhold_tests::recipe::{busybox, lay_out_tools};
 use anchorhold_tests::room::anchorhold;
 use serde_json::{Value, json};
-
-/// A static program that is a whole user land.
-const BUSYBOX: [&str; 2] = ["/usr/bin/busybox", "/bin/busybox"];
-
-/// Where it is, if it is anywhere.
-pub fn busybox() -> Option<&'static Path> {
-    BUSYBOX.iter().map(Path::new).find(|path| path.exists())
-}
 
 /// One build to be asked for. Its store's files lie elsewhere than the store is said to be.
 pub struct World {
@@ -32,12 +25,8 @@ impl World {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let world = Self { request: Value::Null, directory };
         let tools = format!("{}-busybox", "a".repeat(32));
-        let bin = world.store().join(&tools).join("bin");
-        fs::create_dir_all(&bin).unwrap();
-        fs::copy(busybox, bin.join("busybox")).unwrap();
-        for applet in ["sh", "cat", "chmod", "env", "id", "ln", "ls", "mkdir", "mkfifo", "pwd", "sleep", "touch"] {
-            symlink("busybox", bin.join(applet)).unwrap();
-        }
+        let applets = ["sh", "cat", "chmod", "env", "id", "ln", "ls", "mkdir", "mkfifo", "pwd", "sleep", "touch"];
+        lay_out_tools(&world.store().join(&tools), busybox, &applets);
         fs::create_dir_all(world.top().join("build")).unwrap();
         for directory in [world.top(), world.top().join("build")] {
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).unwrap();

@@ -165,9 +165,9 @@ fn the_same_derivations_give_what_nix_gives() {
             outputs.values().map(|output| output["path"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
         })
         .collect();
-    // A blank parts the words of a list on the command line, so the value is in a file.
-    let config = world.file("anchorhold.toml", "cores = 3\n[impure-env]\nUNICORN = \"from outside\"\n");
-    let ours = world.build(&derivations, &["--keep-going", "--jobs", "2", "--config", config.to_str().unwrap()]);
+    let impure = r#"{ UNICORN = "from outside" }"#;
+    let options = ["--keep-going", "--jobs", "2", "--option", "cores", "3", "--option", "impure-env", impure];
+    let ours = world.build(&derivations, &options);
     assert_eq!(ours.code, 0, "{}", ours.err);
 
     judge.give(&derivations);
@@ -461,12 +461,15 @@ fn what_this_machine_does_not_have_is_refused_by_name() {
     world.fails(&deps, "InputRejected").says(&["‘/usr/lib’", "sandbox-paths"]);
     let floating = json!({ "out": { "method": "nar", "hashAlgo": "sha256" } });
     let impure = json!({ "out": { "method": "nar", "hashAlgo": "sha256", "impure": true } });
-    for (outputs, words) in [(floating, "content-addressed"), (impure, "impure")] {
+    let words = [["floating content-addressed", "anchorhold attach"], ["is impure", "outputHash"]];
+    for (outputs, words) in [floating, impure].into_iter().zip(words) {
         let refused =
             world.fed(&["derivation", "add"], recipe("later").set("outputs", outputs).json().to_string().as_bytes());
         let said = crate::world::text(&refused.stderr);
         assert!(
-            !refused.status.success() && said.contains(words) && said.contains("does not build these yet"),
+            !refused.status.success()
+                && words.iter().all(|word| said.contains(word))
+                && said.contains("does not build these yet"),
             "{said}"
         );
     }
@@ -571,6 +574,7 @@ fn a_second_build_that_gives_something_else_is_told_of_every_output() {
     let ended = world.fails_with(&recipe, "NotDeterministic", &["--check"]);
     ended.says(&["may not be deterministic", "the output ‘out’ differs", "the output ‘dev’ differs", "sha256"]);
     assert!(!ended.err.contains("‘doc’ differs"), "{}", ended.err);
+    ended.says(&["for the log of the second build: anchorhold store log", "what often differs", "add --keep-failed"]);
     let kept = world.fails_with(&recipe, "NotDeterministic", &["--check", "--keep-failed"]);
     let second = format!("{}.check", world.real(&world.output(&derivation, "out")).display());
     kept.says(&[&second]);
@@ -579,6 +583,11 @@ fn a_second_build_that_gives_something_else_is_told_of_every_output() {
     world.is_whole();
     let same = world.derivation(&Recipe::new(&world, "same", "echo $out > $out"));
     assert_eq!(world.build(&[&same], &[]).code, 0);
+    // Of what is there already, the build that made it is told.
+    let there = world.build(&[&same], &[]);
+    let there = there.result(&same);
+    assert_eq!(there["status"], "AlreadyValid");
+    assert!(there["account"]["wall_seconds"].is_number() && there["seal"].is_object(), "{there}");
     let again = world.build(&[&same], &["--check"]);
     assert_eq!((again.code, again.status(&same)), (0, "Built"), "{}", again.err);
 }

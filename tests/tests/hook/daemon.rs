@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anchorhold_tests::host::is_root;
+use anchorhold_tests::recipe::THING;
 use anchorhold_tests::room::anchorhold;
 use anchorhold_tests::skip;
 
@@ -26,17 +27,6 @@ build-hook = $PWD/anchorhold-hook
 $SETTINGS
 E
 ln -s $ANCHORHOLD anchorhold-hook
-cat > thing.nix <<'E'
-{ script ? "cat /proc/self/status > $out", name, more ? { } }:
-let tools = builtins.storePath (builtins.getEnv "TOOLS"); in
-derivation ({
-  inherit name;
-  system = builtins.currentSystem;
-  builder = "${tools}/bin/sh";
-  PATH = "${tools}/bin";
-  args = [ "-c" script ];
-} // more)
-E
 TOOLS=$(NIX_CONF_DIR=$PWD/conf nix-store --add tools)
 printf 'substitute = false\n' > client/nix.conf
 NIX_CONF_DIR=$PWD/conf NIX_CONFIG="$SERVICE" nix-daemon > daemon.log 2>&1 < /dev/null &
@@ -45,11 +35,13 @@ alice() {
     setpriv --reuid 65534 --regid 65534 --clear-groups env -i PATH="$PATH" NIX_REMOTE=daemon NIX_CONF_DIR=$PWD/client \
         HOME=$PWD/client XDG_CACHE_HOME=$PWD/client TOOLS=$TOOLS "$@"
 }
+# What a build does unless it says otherwise.
+script='cat /proc/self/status > $out'
 # build STATUS NAME [OPTION...]: the status is the one that is wanted; everything that was said is in the file said.
 build() {
     local wanted=$1 name=$2 status=0
     shift 2
-    alice nix-build thing.nix --no-out-link --argstr name $name "$@" > said 2>&1 || status=$?
+    alice nix-build thing.nix --no-out-link --argstr name $name --argstr script "$script" "$@" > said 2>&1 || status=$?
     [ $status = $wanted ] || { echo "status $status instead of $wanted:"; cat said daemon.log; exit 1; }
 }
 # Of a room of ours a build can read this; of one of Nix's, or of none, it cannot.
@@ -83,6 +75,7 @@ fn with_daemon(settings: &str, service: &str, script: &str) {
     if !tried.status.success() {
         return skip(&format!("no namespaces can be had: {}", String::from_utf8_lossy(&tried.stderr).trim()));
     }
+    std::fs::write(directory.path().join("thing.nix"), THING).unwrap();
     let output = enter(&format!("{BEGINNING}\n{script}"));
     let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}:\n{said}\n{complained}", output.status);

@@ -8,23 +8,8 @@ use std::process::{Command, Output, Stdio};
 
 use anchorhold_tests::PATIENCE;
 use anchorhold_tests::host::poll_until;
+use anchorhold_tests::recipe::{THING, busybox, lay_out_tools};
 use anchorhold_tests::room::anchorhold;
-
-/// A static program that is a whole user land.
-const BUSYBOX: [&str; 2] = ["/usr/bin/busybox", "/bin/busybox"];
-
-/// A derivation that needs nothing but tools.
-const THING: &str = r#"
-{ script ? "echo $out; echo hello > $out", name ? "thing", more ? { } }:
-let tools = builtins.storePath (builtins.getEnv "TOOLS"); in
-derivation ({
-  inherit name;
-  system = builtins.currentSystem;
-  builder = "${tools}/bin/sh";
-  PATH = "${tools}/bin";
-  args = [ "-c" script ];
-} // more)
-"#;
 
 /// The store and its settings. Whoever runs the tests works on it without a daemon.
 pub struct World {
@@ -40,22 +25,18 @@ impl World {
 
     /// A store with further lines of settings.
     pub fn with(settings: &str) -> Result<Self, String> {
-        let busybox = BUSYBOX.iter().map(Path::new).find(|path| path.exists());
-        let busybox = busybox.ok_or("no busybox (package busybox-static)")?;
+        let busybox = busybox().ok_or("no busybox (package busybox-static)")?;
         if Command::new("nix-build").arg("--version").output().is_err() {
             return Err("no Nix (package nix-bin)".to_owned());
         }
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let mut world = Self { directory, tools: String::new() };
-        let bin = world.path("tools/bin");
-        for made in [&bin, &world.path("conf"), &world.path("home"), &world.path("tmp")] {
-            fs::create_dir_all(made).unwrap();
+        for made in ["conf", "home", "tmp"] {
+            fs::create_dir_all(world.path(made)).unwrap();
         }
-        fs::copy(busybox, bin.join("busybox")).unwrap();
-        for applet in ["sh", "cat", "echo", "env", "id", "mkdir", "sed", "sleep", "yes"] {
-            symlink("busybox", bin.join(applet)).unwrap();
-        }
+        let applets = ["sh", "cat", "echo", "env", "id", "mkdir", "sed", "sleep", "yes"];
+        lay_out_tools(&world.path("tools"), busybox, &applets);
         symlink(anchorhold(), world.path("anchorhold-hook")).unwrap();
         // Older Nixes have no place for options behind the program. Not every host has what an ordinary user's network needs.
         world.write_hook("hook", "--option network none");

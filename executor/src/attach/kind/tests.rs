@@ -78,6 +78,30 @@ fn words_alone_are_not_believed() {
 }
 
 #[test]
+fn what_is_built_again_is_known_by_its_derivation() {
+    let store = tempfile::tempdir().unwrap();
+    let hash = Hash::parse(HASH, None).unwrap();
+    let known = fixed_output_path(&StoreDir::default(), "source", "out", Method::Flat, &hash).unwrap().unwrap();
+    let derivation = format!("{}-source.drv", "a".repeat(32));
+    let zero = Hash::new(Algorithm::Sha256, &[0; 32]).unwrap();
+    let made_up =
+        |kind: String| StoreDir::default().display(&StoreDir::default().make_path(&kind, &zero, "source").unwrap());
+    let is_fetch = |out: &str| {
+        let mut request = request(json!({"outputHash": HASH}), out);
+        request.real_store = store.path().to_owned();
+        find_out(&request).unwrap().derivation.fixed_output().is_some()
+    };
+    let again = made_up(format!("rewrite:{derivation}:{known}"));
+    assert!(!is_fetch(&again), "there is no such derivation");
+    std::fs::write(store.path().join(&derivation), "").unwrap();
+    assert!(is_fetch(&again));
+    // The output of a derivation of another kind, which says that it were fixed.
+    let other = format!("{}-source", "b".repeat(32));
+    assert!(!is_fetch(&made_up(format!("rewrite:{derivation}:{other}"))));
+    assert!(!is_fetch(&made_up(format!("rewrite:{derivation}:name:out"))));
+}
+
+#[test]
 fn what_it_asks_for_is_found_in_variables_and_in_structured_attributes() {
     let out = format!("/nix/store/{}-a", "a".repeat(32));
     let known =

@@ -1,14 +1,18 @@
 //! `anchorhold store copy`.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
+use anchorhold::build::log::{self, LogWriter};
 use anchorhold::cache::{Compression, Directory, PublicKey, SecretKey};
 use anchorhold::config::settings::Settings;
 use anchorhold::config::{Config, Sources};
 use anchorhold::store::{Access, Store};
-use anchorhold::store_path::StoreDir;
+use anchorhold::store_path::{StoreDir, StorePath};
 use anchorhold::transfer::{self, Place, Request, Trust};
 use clap::Args;
 use serde_json::json;
@@ -55,8 +59,16 @@ pub(super) struct CopyOptions {
     #[arg(long)]
     json: bool,
 
+    /// Copy all paths that are there
+    #[arg(long, conflicts_with = "paths")]
+    all: bool,
+
+    /// Copy the logs of the builds that made what is copied, too
+    #[arg(long)]
+    logs: bool,
+
     /// The paths
-    #[arg(value_name = "PATH", required = true)]
+    #[arg(value_name = "PATH", required_unless_present = "all")]
     paths: Vec<OsString>,
 }
 
@@ -92,7 +104,11 @@ pub(super) fn run(place: &StorePlace, options: &CopyOptions) -> Result<ExitCode,
             Place::Cache(Directory::create(&directory, &dir)?)
         }
     };
-    let mut paths = std::collections::BTreeSet::new();
+    let mut paths = match (options.all, &from) {
+        (false, _) => BTreeSet::new(),
+        (true, Place::Store(store)) => store.all_valid_paths()?.into_iter().collect(),
+        (true, Place::Cache(cache)) => cache.all()?,
+    };
     for text in &options.paths {
         paths.insert(match (&from, &to) {
             (Place::Store(store), _) | (_, Place::Store(store)) => parse_path(store, text)?,
@@ -110,10 +126,17 @@ pub(super) fn run(place: &StorePlace, options: &CopyOptions) -> Result<ExitCode,
             .jobs
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |jobs| jobs.get().min(MOST_JOBS))),
     };
+    let derivers = Mutex::new(BTreeSet::new());
     let told = |info: &anchorhold::cache::NarInfo| {
+        derivers.lock().unwrap_or_else(PoisonError::into_inner).extend(info.deriver.clone());
         notice(&format!("fetched ‘{}’ ({})", dir.display(&info.path), size(info.nar_size)));
     };
     let report = transfer::copy(&from, &to, &request, &told, &mut notice)?;
+    if options.logs {
+        let derivers = derivers.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let logs = derivers.iter().map(|drv| copy_log(&from, &to, drv)).sum::<Result<usize, Failure>>()?;
+        notice(&format!("{logs} logs copied"));
+    }
     let bytes: u64 = report.copied.iter().map(|one| one.nar_size).sum();
     if options.json {
         return print_json(&json!({
@@ -131,6 +154,31 @@ pub(super) fn run(place: &StorePlace, options: &CopyOptions) -> Result<ExitCode,
     print(report.copied.iter().map(|one| dir.display(&one.path)))
 }
 
+/// Copies the log of a derivation's last build, if there is one here and none there; says how many that are.
+fn copy_log(from: &Place, to: &Place, drv: &StorePath) -> Result<usize, Failure> {
+    let log = match from {
+        Place::Store(store) => log::read_log(&store.log_dir(), drv)?,
+        Place::Cache(cache) => cache.log(drv)?,
+    };
+    let Some(mut log) = log else { return Ok(0) };
+    match to {
+        Place::Store(store) if log::log_path(&store.log_dir(), drv).exists() => return Ok(0),
+        Place::Store(store) => {
+            let mut writer = LogWriter::create(&store.log_dir(), drv, None)?;
+            let mut piece = vec![0; 64 << 10];
+            loop {
+                match log.read(&mut piece)? {
+                    0 => break,
+                    count => drop(writer.write(&piece[..count])?),
+                }
+            }
+            writer.finish()?;
+        }
+        Place::Cache(cache) => cache.push_log(drv, &mut log)?,
+    }
+    Ok(1)
+}
+
 fn trust(options: &CopyOptions, settings: &Settings, own: &[SecretKey]) -> Result<Trust, Failure> {
     if options.no_check_sigs || !settings.require_sigs {
         return Ok(Trust::Everybody);
@@ -145,7 +193,6 @@ fn trust(options: &CopyOptions, settings: &Settings, own: &[SecretKey]) -> Resul
 }
 
 pub(super) fn secret_key(file: &Path) -> Result<SecretKey, Failure> {
-    use std::io::Read as _;
     let failed = |why: String| Failure(format!("the secret key file ‘{}’: {why}", file.display()));
     let mut text = String::new();
     std::fs::File::open(file)
