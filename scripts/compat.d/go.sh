@@ -1,6 +1,6 @@
 #!/bin/bash
 # title: Go's own tests of os, os/exec, os/signal, net, syscall, runtime/pprof
-# packages: golang-go golang-src gcc libc6-dev
+# packages: golang-go golang-src gcc libc6-dev netbase
 set -euo pipefail
 
 export GOCACHE=$PWD/cache GOFLAGS=-mod=mod GOPROXY=off GOTOOLCHAIN=local

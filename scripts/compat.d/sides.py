@@ -91,6 +91,9 @@ def run(side, piece, work, sources, limit_seconds):
                "-c", 'umask 022; mkdir -p "$HOME" /build/work && cd /build/work && exec /bin/bash /compat/piece']
     started = time.monotonic()
     with open(work / "results", "w") as results, open(work / "log", "w") as log:
+        for file in (results, log):
+            # So that `tee /dev/stderr` works without a room, too.
+            os.fchmod(file.fileno(), 0o666)
         process = subprocess.Popen([str(part) for part in command], stdin=subprocess.DEVNULL, stdout=results, stderr=log,
                                    env=environment(), start_new_session=True)
         try:
