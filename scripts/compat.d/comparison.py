@@ -4,7 +4,7 @@ import tomllib
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-KEYS = {"piece", "test", "without", "with", "reason", "user"}
+KEYS = {"piece", "test", "without", "with", "reason", "user", "sometimes"}
 
 
 class ListError(Exception):
@@ -20,7 +20,7 @@ class Known:
     without: str
     with_room: str
     reason: str
-    user: str
+    sometimes: bool
     seen: int = 0
 
     def covers(self, piece, difference):
@@ -55,12 +55,12 @@ def load(path, user):
         blocks = tomllib.load(file).get("difference", [])
     known = []
     for number, block in enumerate(blocks, 1):
-        if set(block) - KEYS or (KEYS - {"user"}) - set(block):
-            raise ListError(f"{path}: entry {number} must have piece, test, without, with and reason, can have user, has "
+        if set(block) - KEYS or (KEYS - {"user", "sometimes"}) - set(block):
+            raise ListError(f"{path}: entry {number} must have piece, test, without, with and reason, can have user and sometimes, has "
                             f"{', '.join(sorted(block))}")
         if block.get("user", user) == user:
             known.append(Known(block["piece"], block["test"], block["without"], block["with"], block["reason"],
-                               block.get("user", "")))
+                               block.get("sometimes", False)))
     return known
 
 

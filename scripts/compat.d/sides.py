@@ -34,7 +34,8 @@ class Ran:
 
 
 class Without:
-    """The root by unshare and pivot_root, as uid 1000, with the machine's /dev and network and with a /proc of its own."""
+    """The root by unshare and pivot_root, as uid 1000, with the machine's /dev and network and with a /proc of its own. It has
+    the host name of every room, because whether a machine can look up its own name is not the question here."""
 
     name = "without"
 
@@ -44,7 +45,7 @@ class Without:
     def command(self, work, shown):
         (work / "new").mkdir()
         user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-        return ["unshare", *user, "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private",
+        return ["unshare", *user, "--mount", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private",
                 HERE / "without", self.root, work / "new", *(f"{outside}={inside}" for inside, outside in shown.items()), "--"]
 
 
@@ -87,7 +88,7 @@ def run(side, piece, work, sources, limit_seconds):
     for directory in (work, scripts):
         directory.chmod(0o755)
     shown = {"/build": build, "/compat": scripts, "/sources": sources}
-    command = [*side.command(work, shown), "/usr/bin/env", "-i", *(f"{k}={v}" for k, v in ENVIRONMENT.items()), "/bin/bash",
+    command = [*side.command(work, shown), "/usr/bin/env", "--default-signal", "-i", *(f"{k}={v}" for k, v in ENVIRONMENT.items()), "/bin/bash",
                "-c", 'umask 022; mkdir -p "$HOME" /build/work && cd /build/work && exec /bin/bash /compat/piece']
     started = time.monotonic()
     with open(work / "results", "w") as results, open(work / "log", "w") as log:

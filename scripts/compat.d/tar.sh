@@ -38,8 +38,13 @@ try 'a device node' mknod in/null c 1 3
 try 'set a user xattr' setfattr -n user.note -v text in/one
 try 'read the user xattr' getfattr -n user.note in/one
 try 'list no xattr' getfattr -d in/sub/f1
-try 'set an ACL' setfacl -m u:1234:rw in/sub/f2
-try 'read an ACL' getfacl in/sub/f2
+# Beside the tree, because an ACL changes the mode.
+mkdir beside
+echo one >beside/one
+try 'set an ACL' setfacl -m u:1234:rw beside/one
+try 'read an ACL' getfacl beside/one
+try 'tar --acls of a file that may have one' tar --acls --xattrs -cf beside.tar beside
+try 'tar -x --acls of a file that may have one' tar --acls --xattrs -xpf beside.tar
 try 'utimes of nanoseconds' touch -d '2001-02-03 04:05:06.789012345' in/one
 echo "$(tree in) the tree itself"
 for kind in '' --xattrs --acls '--xattrs --acls --selinux' --sparse --numeric-owner '--format=pax' '--format=gnu' '--format=ustar'; do
