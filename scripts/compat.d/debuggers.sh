@@ -27,7 +27,7 @@ cat >main.c <<'C'
 #include <unistd.h>
 static int answer;
 static void *work(void *unused) { __atomic_add_fetch(&answer, 21, __ATOMIC_SEQ_CST); return unused; }
-int reached(int value) { return value + 1; }
+int reached(int value) { value += 1; return value; }
 int main(int argc, char **arguments) {
     pthread_t one, two;
     pthread_create(&one, NULL, work, NULL);
@@ -43,7 +43,7 @@ C
 gcc -g -O0 -pthread -o main main.c
 gdb_of() { gdb -nx -q -batch "$@"; }
 try 'gdb: a breakpoint and a backtrace' says 'main (argc=1' gdb_of -ex 'break reached' -ex run -ex backtrace -ex continue ./main
-try 'gdb: a watchpoint' says 'New value = 21' gdb_of -ex 'watch answer' -ex run -ex continue ./main
+try 'gdb: a watchpoint' says 'New value = 43' gdb_of -ex 'break reached' -ex run -ex 'watch value' -ex continue ./main
 try 'gdb: call a function' says '= 42' gdb_of -ex 'break main' -ex run -ex 'print reached(41)' ./main
 try 'gdb: write a variable' says 'answer 1001' gdb_of -ex 'break reached' -ex run -ex 'set var value = 1000' -ex continue ./main
 try 'gdb: stops at an abort' says SIGABRT gdb_of -ex run -ex 'info threads' --args ./main crash
@@ -61,7 +61,7 @@ try 'gcore' gcore -o core "$waiting"
 try 'strace -p' says 'strace: Process' timeout 2 strace -p "$waiting"
 kill "$waiting"
 wait "$WAITING_PID" 2>/dev/null || true
-try 'gdbserver over a pipe' says 'answer' gdb_of -ex 'target remote | gdbserver --once - ./main' -ex 'break reached' -ex continue -ex 'info locals' -ex 'print answer' ./main
+try 'gdbserver over a pipe' says 'value=42' gdb_of -ex 'target remote | gdbserver --once - ./main' -ex 'break reached' -ex continue -ex backtrace ./main
 try 'strace -f' says 'exited with 0' strace -f ./main
 try 'strace -c' says 'total' strace -c -f ./main
 try 'strace sees a clone' says 'clone3(' strace -f -e trace=clone3,clone ./main

@@ -48,8 +48,7 @@ try bundle git bundle create ../all.bundle --all
 try 'verify the bundle' git bundle verify ../all.bundle
 try stash sh -c 'echo more >> d1/f1 && git stash && git stash pop && git checkout d1/f1'
 try worktree git worktree add ../tree side
-try archive sh -c 'git archive --format=tar v1 | tar -tf - | sha256sum'
-echo "$(git archive --format=tar v1 | sha256sum | cut -c1-64) archive"
+echo "$(git archive --format=tar v1 | sha256sum | cut -c1-64) an archive"
 try 'a hook runs' sh -c 'printf "#!/bin/sh\ntouch hook-ran\n" > .git/hooks/pre-commit && chmod +x .git/hooks/pre-commit &&
     git commit --allow-empty -m hook && test -e hook-ran'
 cd ..
@@ -58,8 +57,8 @@ try 'clone without links' git clone --no-local --bare one three.git
 try 'clone the bundle' git clone all.bundle four
 try 'a shallow clone' git clone --depth 1 "file://$PWD/one" five
 touch three.git/git-daemon-export-ok
-port=$((20000 + $$ % 10000))
-git daemon --listen=127.0.0.1 --port=$port --base-path="$PWD" --pid-file="$PWD/pid" --detach
+port=$((20000 + RANDOM % 10000))
+git daemon --reuseaddr --listen=127.0.0.1 --port=$port --base-path="$PWD" --pid-file="$PWD/pid" --detach
 try 'clone over git://' git clone "git://127.0.0.1:$port/three.git" six
 kill "$(cat pid)"
 for clone in two four six; do

@@ -4,7 +4,7 @@
 # sources: postgresql-15
 set -euo pipefail
 
-export PATH=/usr/lib/postgresql/15/bin:$PATH PGHOST=/tmp PGUSER=postgres PGPORT=$((20000 + $$ % 10000))
+export PATH=/usr/lib/postgresql/15/bin:$PATH PGHOST=/tmp PGUSER=postgres PGPORT=$((20000 + RANDOM % 10000))
 mkdir source
 tar -C source --strip-components=1 -xf /sources/postgresql-15.tar
 initdb -D data -U postgres --locale=C --encoding=UTF8 >&2
@@ -38,6 +38,6 @@ for database in bench copy; do
     pg_dump --inserts -t t -t pgbench_branches "$database" | grep -v '^--' | sort | sha256sum >"$database.sum"
 done
 if cmp bench.sum copy.sum; then echo 'ok the copy is the same'; else echo 'failed the copy is the same'; fi
-pg_basebackup -D backup >&2 && echo 'ok pg_basebackup'
+pg_basebackup --checkpoint=fast -D backup >&2 && echo 'ok pg_basebackup'
 pg_ctl -D data -w -m fast stop >&2 && echo 'ok stop'
 pg_checksums --enable -D data >&2 && pg_checksums --check -D data >&2 && echo 'ok checksums'

@@ -20,9 +20,15 @@ ENVIRONMENT = {
     "TMPDIR": "/tmp",
     "USER": "nixbld",
 }
+# How the script of a piece ended, as if it were one of its tests.
+SCRIPT = "(the script itself)"
 # What a room generates of /etc, and what belongs to a machine and not to its programs.
 NOT_OF_PROGRAMS = {"group", "gshadow", "hostname", "hosts", "mtab", "nsswitch.conf", "passwd", "resolv.conf", "shadow", "subgid",
                    "subuid"}
+
+
+class SideError(Exception):
+    """The side that the other is measured against does not work."""
 
 
 @dataclass
@@ -31,6 +37,10 @@ class Ran:
 
     results: dict
     seconds: float
+    log: Path
+
+    def last_words(self):
+        return "; ".join(self.log.read_text(errors="backslashreplace").splitlines()[-3:]) or "it said nothing"
 
 
 class Without:
@@ -104,8 +114,11 @@ def run(side, piece, work, sources, limit_seconds):
         finally:
             end(process)
     found = pieces.results((work / "results").read_text(errors="backslashreplace"))
-    found["(the script itself)"] = status
-    return Ran(found, time.monotonic() - started)
+    found[SCRIPT] = status
+    ran = Ran(found, time.monotonic() - started, work / "log")
+    if len(found) == 1 and side.name == "without":
+        raise SideError(f"{piece.name} does not run without a room: {status}: {ran.last_words()}")
+    return ran
 
 
 def environment():
