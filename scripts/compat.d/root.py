@@ -54,6 +54,11 @@ class Cache:
             self.apt.prepare()
             self.prepared = True
 
+    def free(self):
+        """Lets others at apt's private state while this one works on."""
+        self.apt.lock.close()
+        self.prepared = False
+
     def lock(self):
         self.directory.mkdir(parents=True, exist_ok=True)
         self.held = open(self.directory / "lock", "w")
@@ -90,6 +95,7 @@ class Cache:
             remove(part)
             said = [line for line in log.read_text().splitlines() if line.startswith("E:")][-3:]
             raise RootError(f"mmdebstrap ended with status {done.returncode}: {'; '.join(said)}; {log} has the rest")
+        self.free()
         remove(root)
         part.rename(root)
 
@@ -120,13 +126,21 @@ class Cache:
         return {**os.environ, "PATH": f"{tools}/usr/bin:{os.environ.get('PATH', os.defpath)}"}
 
     def source(self, name):
-        """The upstream tarball of a Debian source package."""
-        self.prepare()
-        try:
-            return self.apt.source(name).path
-        except AptError:
-            # Some mirrors carry the programs of security updates, but not their sources.
-            return self.apt.source(f"{name}/{os_release()['VERSION_CODENAME']}").path
+        """The upstream tarball of a Debian source package; kept, so that the second time needs no network."""
+        kept = self.directory / "sources" / f"{name}.tar"
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            self.prepare()
+            try:
+                tarball = self.apt.source(name).path
+            except AptError:
+                # Some mirrors carry the programs of security updates, but not their sources.
+                tarball = self.apt.source(f"{name}/{os_release()['VERSION_CODENAME']}").path
+            self.free()
+            part = kept.with_suffix(f".{os.getpid()}")
+            shutil.copyfile(tarball, part)
+            part.rename(kept)
+        return kept
 
 
 def os_release():
