@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::fstat;
+use nix::sys::stat::{Mode, fchmod, fstat};
 
 use super::Stream;
 use crate::error::Error;
@@ -30,13 +30,13 @@ impl Pump {
         match room.process.output {
             Output::Inherit => {}
             Output::Pipe => {
-                let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(say)?;
+                let (ours, theirs) = pipe().map_err(say)?;
                 // Two pipes lose the order between the streams. Where both of ours are one file (a terminal, a log), so are the payload's.
                 if same_file(1, 2) {
                     streams.stderr =
                         Some(theirs.try_clone().map_err(|error| Error::supervisor("copying a descriptor", error))?);
                 } else {
-                    let (our_error, their_error) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(say)?;
+                    let (our_error, their_error) = pipe().map_err(say)?;
                     streams.stderr = Some(their_error);
                     pump.add(Stream::Error, our_error).map_err(say)?;
                 }
@@ -47,11 +47,7 @@ impl Pump {
             Output::Terminal | Output::Log => {}
         }
         if room.process.output != Output::Terminal && room.process.stdin == Stdin::Null {
-            let null = nix::fcntl::open(
-                Path::new("/dev/null"),
-                OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-                nix::sys::stat::Mode::empty(),
-            );
+            let null = nix::fcntl::open(Path::new("/dev/null"), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
             streams.stdin = Some(null.map_err(|errno| Error::supervisor("opening /dev/null", errno))?);
         }
         Ok((streams, pump))
@@ -101,6 +97,14 @@ pub fn read(source: &OwnedFd, buffer: &mut [u8]) -> Result<Read, Errno> {
             Err(errno) => Err(errno),
         };
     }
+}
+
+/// A pipe that the payload can also open by name: a shell's `> /dev/stderr` and `tee /dev/stderr` open the pipe anew, which asks
+/// for its mode, and the room's ids are others than ours. Only who can look into a process that holds it finds it at all.
+fn pipe() -> nix::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    fchmod(&theirs, Mode::from_bits_retain(0o622))?;
+    Ok((ours, theirs))
 }
 
 fn same_file(one: i32, other: i32) -> bool {

@@ -29,6 +29,13 @@ fn what_is_piped_in_is_read_and_the_two_streams_stay_apart() {
 }
 
 #[test]
+fn the_streams_can_be_opened_by_name() {
+    // As `tee /dev/stderr` does. The pipes are made by another user than the room's, when root starts it.
+    let ended = room().shell("echo one > /dev/stdout; echo two | tee /dev/stderr").expect_success();
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("one\ntwo\n", "two\n"));
+}
+
+#[test]
 fn bytes_pass_unchanged_in_both_directions() {
     let all: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
     let ended = room().fed(&all).shell("cksum").expect_success();
