@@ -1,0 +1,235 @@
+//! Raw system calls. Probes decide by error numbers, and a C library would translate, retry or emulate on the way; so
+//! every attempt goes through [`raw`], by number. This is the only module with unsafe code.
+//!
+//! Why it is sound to offer [`raw`] as a safe function: it is not, in general, and a library must not. Here the whole
+//! program is the caller, each probe runs in a process of its own that ends after one attempt, and pointers that probes
+//! pass come from the typed functions below or from buffers that live across the call.
+
+use std::ffi::{CStr, CString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A system call by number, with up to six arguments; missing ones are zero. The error is the error number.
+pub fn raw(number: libc::c_long, arguments: &[usize]) -> Result<i64, i32> {
+    let word = |index: usize| arguments.get(index).copied().unwrap_or(0);
+    // SAFETY: see the head of this module: what the arguments point to lives across the call, in a process of one attempt.
+    let result = unsafe { libc::syscall(number, word(0), word(1), word(2), word(3), word(4), word(5)) };
+    if result == -1 { Err(errno()) } else { Ok(result) }
+}
+
+/// The error number of the last call of the C library.
+pub fn errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+/// The same call by the i386 entry (`int 0x80`), where the kernel has one. Pointers must lie below 4 GiB: see
+/// [`LowMemory`]. The error is the error number.
+#[cfg(target_arch = "x86_64")]
+pub fn int80(number: u32, arguments: [u32; 5]) -> Result<i64, i32> {
+    let result: u64;
+    // SAFETY: the kernel saves all but the result; rbx is the compiler's own and is put back. Memory that the call may
+    // write is the caller's LowMemory. A kernel without the entry sends SIGSEGV, which ends this attempt's process.
+    unsafe {
+        std::arch::asm!(
+            "xchg {first:r}, rbx",
+            "int 0x80",
+            "xchg {first:r}, rbx",
+            first = inout(reg) u64::from(arguments[0]) => _,
+            inlateout("rax") u64::from(number) => result,
+            in("rcx") u64::from(arguments[1]),
+            in("rdx") u64::from(arguments[2]),
+            in("rsi") u64::from(arguments[3]),
+            in("rdi") u64::from(arguments[4]),
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    let result = result as u32 as i32;
+    if (-4095..0).contains(&result) { Err(-result) } else { Ok(i64::from(result)) }
+}
+
+/// Memory below 4 GiB, for the pointers of the i386 entry. One page, never given back.
+#[cfg(target_arch = "x86_64")]
+pub struct LowMemory {
+    address: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl LowMemory {
+    /// A page that begins with these bytes.
+    pub fn holding(bytes: &[u8]) -> Result<Self, i32> {
+        const PAGE: usize = 4096;
+        assert!(bytes.len() <= PAGE, "one page is enough for what probes pass");
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                PAGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(errno());
+        }
+        // SAFETY: the mapping is PAGE bytes long, new and writable, and does not overlap `bytes`.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address.cast(), bytes.len()) };
+        Ok(Self { address: address as usize })
+    }
+
+    /// Its address as the i386 entry takes it.
+    pub fn pointer(&self) -> u32 {
+        u32::try_from(self.address).expect("MAP_32BIT keeps to the low 2 GiB")
+    }
+}
+
+/// A path as system calls take it. Probes pass no zero bytes.
+pub fn c_path(path: impl AsRef<Path>) -> CString {
+    CString::new(path.as_ref().as_os_str().as_bytes()).expect("paths of probes have no zero byte")
+}
+
+/// `openat(AT_FDCWD, path, flags | O_CLOEXEC, mode)`: the descriptor. The caller closes it, or ends.
+pub fn open(path: impl AsRef<Path>, flags: i32, mode: u32) -> Result<i32, i32> {
+    let path = c_path(path);
+    raw(
+        libc::SYS_openat,
+        &[libc::AT_FDCWD as usize, path.as_ptr() as usize, (flags | libc::O_CLOEXEC) as usize, mode as usize],
+    )
+    .map(|descriptor| descriptor as i32)
+}
+
+/// `close`, without an answer.
+pub fn close(descriptor: i32) {
+    let _ = raw(libc::SYS_close, &[descriptor as usize]);
+}
+
+/// `read` into a buffer: how many bytes.
+pub fn read(descriptor: i32, buffer: &mut [u8]) -> Result<usize, i32> {
+    raw(libc::SYS_read, &[descriptor as usize, buffer.as_mut_ptr() as usize, buffer.len()])
+        .map(|length| length as usize)
+}
+
+/// `write` of bytes: how many were taken.
+pub fn write(descriptor: i32, bytes: &[u8]) -> Result<usize, i32> {
+    raw(libc::SYS_write, &[descriptor as usize, bytes.as_ptr() as usize, bytes.len()]).map(|length| length as usize)
+}
+
+/// `socket`, close-on-exec: the descriptor.
+pub fn socket(family: i32, kind: i32, protocol: i32) -> Result<i32, i32> {
+    raw(libc::SYS_socket, &[family as usize, (kind | libc::SOCK_CLOEXEC) as usize, protocol as usize])
+        .map(|descriptor| descriptor as i32)
+}
+
+/// The beginning of a file, at most `limit` bytes, by plain reads.
+pub fn contents(path: impl AsRef<Path>, limit: usize) -> Result<Vec<u8>, i32> {
+    let descriptor = open(path, libc::O_RDONLY | libc::O_NONBLOCK, 0)?;
+    let mut bytes = vec![0; limit];
+    let mut length = 0;
+    let result = loop {
+        match read(descriptor, &mut bytes[length..]) {
+            Ok(0) => break Ok(()),
+            Ok(more) => length += more,
+            Err(libc::EINTR) => {}
+            Err(errno) => break Err(errno),
+        }
+        if length == limit {
+            break Ok(());
+        }
+    };
+    close(descriptor);
+    bytes.truncate(length);
+    result.map(|()| bytes)
+}
+
+/// Runs in a child process, which ends with the status that `attempt` returns; `None` if it was killed. For attempts
+/// that need a process beside their own.
+pub fn in_child(attempt: impl FnOnce() -> i32) -> Result<Option<i32>, i32> {
+    let child = fork()?;
+    if child == 0 {
+        exit(attempt());
+    }
+    let status = wait(child)?;
+    Ok(libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)))
+}
+
+/// `fork`: 0 in the child, its id in the parent.
+pub fn fork() -> Result<i32, i32> {
+    // SAFETY: the program never starts a thread, so the child is as whole as its parent.
+    let child = unsafe { libc::fork() };
+    if child < 0 { Err(errno()) } else { Ok(child) }
+}
+
+/// Ends this process at once, without what the C library would do at its end.
+pub fn exit(status: i32) -> ! {
+    // SAFETY: it takes a number and does not return.
+    unsafe { libc::_exit(status) }
+}
+
+/// Waits for a child, however often signals interrupt: its wait status.
+pub fn wait(child: i32) -> Result<i32, i32> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is ours and lives across the call.
+        let result = unsafe { libc::waitpid(child, &mut status, 0) };
+        match (result, errno()) {
+            (-1, libc::EINTR) => {}
+            (-1, errno) => return Err(errno),
+            _ => return Ok(status),
+        }
+    }
+}
+
+/// Has this process ended by SIGALRM after so many seconds.
+pub fn alarm(seconds: u32) {
+    // SAFETY: it takes a number; the default action of the signal ends the process, which is the purpose.
+    unsafe { libc::alarm(seconds) };
+}
+
+/// The default action and no block for every signal, so that the limit of [`alarm`] holds whatever was inherited.
+pub fn default_signals() {
+    for signal in 1..32 {
+        // SAFETY: the default action is no code of ours; the kernel refuses the two that cannot be changed.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let none = 0_u64;
+    let _ = raw(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK as usize, &raw const none as usize, 0, 8]);
+}
+
+/// A pipe, close-on-exec: its reading and its writing end.
+pub fn pipe() -> Result<[i32; 2], i32> {
+    let mut ends = [-1; 2];
+    raw(libc::SYS_pipe2, &[ends.as_mut_ptr() as usize, libc::O_CLOEXEC as usize]).map(|_| ends)
+}
+
+/// Whether the descriptor can be read (or has come to its end) within so many milliseconds.
+pub fn readable(descriptor: i32, milliseconds: i32) -> bool {
+    let mut watched = libc::pollfd { fd: descriptor, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, ours, alive across the call.
+    unsafe { libc::poll(&mut watched, 1, milliseconds) > 0 }
+}
+
+/// The effective user id.
+pub fn geteuid() -> u32 {
+    // SAFETY: it takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// The effective group id.
+pub fn getegid() -> u32 {
+    // SAFETY: it takes nothing and cannot fail.
+    unsafe { libc::getegid() }
+}
+
+/// Release and machine name of the kernel, as it says itself here.
+pub fn uname() -> (String, String) {
+    // SAFETY: arrays of bytes, for which zero is a value.
+    let mut name: libc::utsname = unsafe { std::mem::zeroed() };
+    // SAFETY: `name` is ours and lives across the call.
+    unsafe { libc::uname(&mut name) };
+    let text = |field: &[libc::c_char]| {
+        let bytes: Vec<u8> = field.iter().map(|&byte| byte as u8).collect();
+        CStr::from_bytes_until_nul(&bytes).map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    (text(&name.release), text(&name.machine))
+}
