@@ -12,6 +12,10 @@ pub enum Command {
     List,
     /// The battery.
     Run(Box<Run>),
+    /// Be the parent of a sandbox and watch from outside, for the runner.
+    Observe,
+    /// Be somebody to be looked at.
+    Sleep,
 }
 
 /// How to run the battery.
@@ -42,6 +46,8 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, Strin
     let usage = "usage: anchorhold-probe list | run [--world JSON] [--only ID]... [--output FILE]";
     match words.next().transpose()?.as_deref() {
         Some("list") => Ok(Command::List),
+        Some("observe") => Ok(Command::Observe),
+        Some("sleep") => Ok(Command::Sleep),
         Some("run") => {
             let mut run = Run::default();
             while let Some(word) = words.next().transpose()? {

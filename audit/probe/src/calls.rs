@@ -209,6 +209,16 @@ pub fn readable(descriptor: i32, milliseconds: i32) -> bool {
     unsafe { libc::poll(&mut watched, 1, milliseconds) > 0 }
 }
 
+/// Waits until one of two descriptors can be read, at most so many milliseconds: whether it was the first. A negative
+/// descriptor is not watched.
+pub fn either_readable(first: i32, second: i32, milliseconds: i32) -> bool {
+    let watched = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut both = [watched(first), watched(second)];
+    // SAFETY: two entries, ours, alive across the call.
+    unsafe { libc::poll(both.as_mut_ptr(), 2, milliseconds) };
+    both[0].revents != 0
+}
+
 /// The effective user id.
 pub fn geteuid() -> u32 {
     // SAFETY: it takes nothing and cannot fail.

@@ -15,6 +15,7 @@
 //! * `probe` is what a probe is, `verdict` what it can find, `world` what it may know of the outside;
 //! * `calls` are the raw system calls, the only unsafe code;
 //! * `probes/` holds the probes, one file for each layer; a new file there is found by itself;
+//! * `observe` is the outside's half, for the runner of the audit;
 //! * `child` runs one probe in a process of its own, `battery` all of them in order.
 
 #![deny(unsafe_code)]
@@ -24,6 +25,8 @@ mod battery;
 #[allow(unsafe_code, reason = "raw system calls are what this program is for")]
 mod calls;
 mod child;
+#[allow(unsafe_code, reason = "what the command inherits is arranged between fork and exec")]
+mod observe;
 mod probe;
 mod probes {
     //! The probes, a file for each layer.
@@ -38,6 +41,8 @@ fn main() -> ExitCode {
     match arguments::parse(std::env::args_os().skip(1)) {
         Ok(arguments::Command::List) => battery::list(),
         Ok(arguments::Command::Run(run)) => battery::run(&run),
+        Ok(arguments::Command::Observe) => observe::main(),
+        Ok(arguments::Command::Sleep) => observe::sleep(),
         Err(problem) => {
             eprintln!("anchorhold-probe: {problem}");
             ExitCode::from(2)
