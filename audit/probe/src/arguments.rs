@@ -58,7 +58,11 @@ pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, Strin
                             .map_err(|error| format!("--world is not understood: {error}"))?;
                     }
                     "--only" => run.only.push(value),
-                    "--output" => run.output = Some(value.into()),
+                    // In a build, only the builder's environment tells where the output goes.
+                    "--output" => match value.strip_prefix('$') {
+                        Some(name) => run.output = std::env::var_os(name).map(PathBuf::from),
+                        None => run.output = Some(value.into()),
+                    },
                     _ => return Err(format!("{word} is unknown; {usage}")),
                 }
             }

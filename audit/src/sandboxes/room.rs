@@ -1,0 +1,65 @@
+//! Our own room, by `anchorhold run`.
+
+use super::{Ground, Inside, Sandbox, line, text, version_of};
+use crate::observers::launcher::Launch;
+use crate::world::World;
+
+/// A room of one of the profiles.
+#[derive(Debug, Default)]
+pub struct Room {
+    profile: Option<&'static str>,
+    options: Vec<String>,
+}
+
+impl Room {
+    /// Of this profile.
+    pub fn of(profile: &str) -> Self {
+        let profile = ["build", "nested", "fetch", "machines"].into_iter().find(|known| *known == profile);
+        Self { profile, options: Vec::new() }
+    }
+
+    /// With these options.
+    pub fn weakened(options: &[&str]) -> Self {
+        Self { profile: None, options: options.iter().map(ToString::to_string).collect() }
+    }
+}
+
+impl Sandbox for Room {
+    fn name(&self) -> String {
+        match self.profile {
+            Some(profile) => format!("room:{profile}"),
+            None => "room".into(),
+        }
+    }
+
+    fn version(&self, ground: &Ground) -> Result<String, String> {
+        version_of(&ground.anchorhold, &["--version"])
+    }
+
+    fn prepare(&self, _ground: &Ground) -> Result<Inside, String> {
+        Ok(Inside::usual())
+    }
+
+    fn grant(&self, world: &mut World) {
+        let has = |word: &str| self.options.iter().any(|option| option == word);
+        world.network_granted = self.profile == Some("fetch") || has("fetch");
+        world.namespaces_granted = self.profile == Some("nested") || has("nested");
+        world.kvm_granted = has("--kvm");
+    }
+
+    fn launch(&self, ground: &Ground, words: &[String]) -> Result<Launch, String> {
+        let mut all = vec![text(&ground.anchorhold), "run".into()];
+        if let Some(profile) = self.profile {
+            all.extend(["--profile".into(), profile.into()]);
+        }
+        all.extend(self.options.iter().cloned());
+        all.extend(ground.room_options.iter().cloned());
+        all.extend(["--ro".into(), format!("/audit={}", text(&ground.shown)), "--tmpfs".into(), "/scratch".into(), "--".into()]);
+        all.extend(words.iter().cloned());
+        // The second name of the input, for the control in which inputs are writable.
+        for word in &mut all {
+            *word = word.replace("@SHOWN@", &text(&ground.shown));
+        }
+        Ok(line(all))
+    }
+}
