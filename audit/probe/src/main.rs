@@ -16,6 +16,7 @@
 //! * `calls` are the raw system calls, the only unsafe code;
 //! * `probes/` holds the probes, one file for each layer; a new file there is found by itself;
 //! * `observe` is the outside's half, for the runner of the audit;
+//! * `filter` tells whether a system call would come through, `ring` performs operations through io_uring;
 //! * `child` runs one probe in a process of its own, `battery` all of them in order.
 
 #![deny(unsafe_code)]
@@ -27,11 +28,13 @@ mod calls;
 mod child;
 #[allow(unsafe_code, reason = "what the command inherits is arranged between fork and exec")]
 mod observe;
+mod filter;
 mod probe;
 mod probes {
     //! The probes, a file for each layer.
     include!(concat!(env!("OUT_DIR"), "/probes.rs"));
 }
+mod ring;
 mod verdict;
 mod world;
 
