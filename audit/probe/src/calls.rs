@@ -233,3 +233,143 @@ pub fn uname() -> (String, String) {
     };
     (text(&name.release), text(&name.machine))
 }
+
+/// The i386 entry where the processor has none.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn int80(_: u32, _: [u32; 5]) -> Result<i64, i32> {
+    Err(libc::ENOSYS)
+}
+
+/// Memory for the i386 entry where the processor has none.
+#[cfg(not(target_arch = "x86_64"))]
+pub struct LowMemory;
+
+#[cfg(not(target_arch = "x86_64"))]
+impl LowMemory {
+    /// There is none.
+    pub fn holding(_: &[u8]) -> Result<Self, i32> {
+        Err(libc::ENOSYS)
+    }
+
+    /// Of no use.
+    pub fn pointer(&self) -> u32 {
+        0
+    }
+}
+
+/// Whether a descriptor becomes ready for these `poll(2)` events within so many milliseconds.
+pub fn ready(descriptor: i32, events: i16, milliseconds: i32) -> bool {
+    let mut watched = libc::pollfd { fd: descriptor, events, revents: 0 };
+    // SAFETY: one entry, ours, alive across the call.
+    unsafe { libc::poll(&mut watched, 1, milliseconds) > 0 }
+}
+
+/// Lets time pass. For what can only be seen not to happen.
+pub fn pause(milliseconds: u64) {
+    std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+}
+
+/// A child that does `work` and then ends with the status it returns: its id. Nobody waits for it here.
+pub fn spawn(work: impl FnOnce() -> i32) -> Result<i32, i32> {
+    let child = fork()?;
+    if child == 0 {
+        exit(work());
+    }
+    Ok(child)
+}
+
+/// `kill`.
+pub fn kill(process: i32, signal: i32) -> Result<i64, i32> {
+    raw(libc::SYS_kill, &[process as usize, signal as usize])
+}
+
+/// `prctl` with up to four arguments behind the option.
+pub fn prctl(option: i32, arguments: &[usize]) -> Result<i64, i32> {
+    let word = |index: usize| arguments.get(index).copied().unwrap_or(0);
+    raw(libc::SYS_prctl, &[option as usize, word(0), word(1), word(2), word(3)])
+}
+
+/// `unshare`.
+pub fn unshare(flags: i32) -> Result<i64, i32> {
+    raw(libc::SYS_unshare, &[flags as usize])
+}
+
+/// `mount`. An empty source, type or data is passed as an empty text.
+pub fn mount(source: &str, target: impl AsRef<Path>, kind: &str, flags: libc::c_ulong, data: &str) -> Result<i64, i32> {
+    let (source, target, kind, data) = (c_path(source), c_path(target), c_path(kind), c_path(data));
+    let pointers = [source.as_ptr() as usize, target.as_ptr() as usize, kind.as_ptr() as usize];
+    raw(libc::SYS_mount, &[pointers[0], pointers[1], pointers[2], flags as usize, data.as_ptr() as usize])
+}
+
+/// `umount2`.
+pub fn umount(target: impl AsRef<Path>, flags: i32) -> Result<i64, i32> {
+    let target = c_path(target);
+    raw(libc::SYS_umount2, &[target.as_ptr() as usize, flags as usize])
+}
+
+/// Writes a whole short text to a file that exists.
+pub fn overwrite(path: impl AsRef<Path>, text: &str) -> Result<i64, i32> {
+    let descriptor = open(path, libc::O_WRONLY, 0)?;
+    let result = write(descriptor, text.as_bytes());
+    close(descriptor);
+    result.map(|length| length as i64)
+}
+
+/// `connect` to an address in the kernel's own form.
+pub fn connect(descriptor: i32, address: &[u8]) -> Result<i64, i32> {
+    raw(libc::SYS_connect, &[descriptor as usize, address.as_ptr() as usize, address.len()])
+}
+
+/// `bind` to an address in the kernel's own form.
+pub fn bind(descriptor: i32, address: &[u8]) -> Result<i64, i32> {
+    raw(libc::SYS_bind, &[descriptor as usize, address.as_ptr() as usize, address.len()])
+}
+
+/// Bytes at an address of this process that the kernel gave, without touching them from here.
+pub fn memory(address: usize, length: usize) -> Result<Vec<u8>, i32> {
+    let [reader, writer] = pipe()?;
+    let mut bytes = vec![0; length.min(4096)];
+    let result = raw(libc::SYS_write, &[writer as usize, address, bytes.len()]).and_then(|_| read(reader, &mut bytes));
+    close(reader);
+    close(writer);
+    bytes.truncate(result?);
+    Ok(bytes)
+}
+
+/// `getrlimit`: the soft and the hard limit.
+pub fn limit(resource: u32) -> Result<(u64, u64), i32> {
+    let mut both = [0_u64; 2];
+    raw(libc::SYS_prlimit64, &[0, resource as usize, 0, both.as_mut_ptr() as usize]).map(|_| (both[0], both[1]))
+}
+
+/// `fstat`: the mode and the number of the device.
+pub fn status(descriptor: i32) -> Result<(u32, u64), i32> {
+    // SAFETY: a structure of integers, for which zero is a value.
+    let mut status: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `status` is ours and lives across the call.
+    let result = unsafe { libc::fstat(descriptor, &mut status) };
+    if result == -1 { Err(errno()) } else { Ok((status.st_mode, status.st_dev)) }
+}
+
+/// The number of the device that a path lies on.
+pub fn device_of(path: impl AsRef<Path>) -> Result<u64, i32> {
+    let descriptor = open(path, libc::O_PATH, 0)?;
+    let result = status(descriptor);
+    close(descriptor);
+    result.map(|(_, device)| device)
+}
+
+/// Sends one byte and a descriptor over a connected Unix socket.
+pub fn send_descriptor(socket: i32, descriptor: i32) -> Result<i64, i32> {
+    let byte = [b'd'];
+    let vector = [byte.as_ptr() as usize, byte.len()];
+    // struct cmsghdr: length, level, type; then the descriptor, padded to a word.
+    let mut control = [0_u8; 24];
+    control[..8].copy_from_slice(&20_u64.to_ne_bytes());
+    control[8..12].copy_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
+    control[12..16].copy_from_slice(&libc::SCM_RIGHTS.to_ne_bytes());
+    control[16..20].copy_from_slice(&descriptor.to_ne_bytes());
+    // struct msghdr: name and its length, vectors and their count, control and its length, flags.
+    let message = [0, 0, vector.as_ptr() as usize, 1, control.as_ptr() as usize, control.len(), 0];
+    raw(libc::SYS_sendmsg, &[socket as usize, message.as_ptr() as usize, libc::MSG_NOSIGNAL as usize])
+}

@@ -15,6 +15,7 @@
 //! * `probe` is what a probe is, `verdict` what it can find, `world` what it may know of the outside;
 //! * `calls` are the raw system calls, the only unsafe code;
 //! * `probes/` holds the probes, one file for each layer; a new file there is found by itself;
+//! * `filter` tells whether a system call would come through, `ring` performs operations through io_uring;
 //! * `child` runs one probe in a process of its own, `battery` all of them in order.
 
 #![deny(unsafe_code)]
@@ -24,11 +25,13 @@ mod battery;
 #[allow(unsafe_code, reason = "raw system calls are what this program is for")]
 mod calls;
 mod child;
+mod filter;
 mod probe;
 mod probes {
     //! The probes, a file for each layer.
     include!(concat!(env!("OUT_DIR"), "/probes.rs"));
 }
+mod ring;
 mod verdict;
 mod world;
 

@@ -113,4 +113,27 @@ impl Probe {
     pub fn layer(&self) -> &'static str {
         self.id.split_once('.').map_or(self.id, |(layer, _)| layer)
     }
+
+    /// A fact: compared between two runs, never counted.
+    pub const fn fact(
+        id: &'static str,
+        title: &'static str,
+        tries: &'static str,
+        meaning: &'static str,
+        run: fn(&World) -> Finding,
+    ) -> Self {
+        Self {
+            id,
+            title,
+            severity: Severity::Fact,
+            reference: "",
+            tries,
+            safe: "any: it is compared",
+            meaning,
+            controls: &[],
+            order: Order::Any,
+            root: false,
+            run,
+        }
+    }
 }

@@ -70,6 +70,44 @@ impl Finding {
         self
     }
 
+    /// Reached if the call worked, or failed with one of these error numbers, which the kernel gives only after the
+    /// permission check; refused with its error number otherwise.
+    pub fn past(result: Result<i64, i32>, after_the_check: &[i32]) -> Self {
+        match result {
+            Err(errno) if after_the_check.contains(&errno) => {
+                Self::reached(format!("{}, which comes after the permission check", name_of(errno)))
+            }
+            _ => Self::of(result),
+        }
+    }
+
+    /// A hole that policy opened on purpose is a fact, not a hole.
+    pub fn granted(self, granted: bool) -> Self {
+        match self.verdict {
+            Verdict::Reached if granted => Self::info(format!("granted; {}", self.detail)),
+            _ => self,
+        }
+    }
+
+    /// The first attempt of several, in order of how far it got: any that reached, else the last answer.
+    pub fn worst(attempts: impl IntoIterator<Item = (String, Self)>) -> Self {
+        let mut open = Vec::new();
+        let mut last = Self::inconclusive("nothing was tried");
+        let mut answers = Vec::new();
+        for (name, finding) in attempts {
+            if finding.verdict == Verdict::Reached {
+                open.push(if finding.detail.is_empty() { name } else { format!("{name} ({})", finding.detail) });
+            } else {
+                answers.push(format!("{name}: {}", finding.errno.as_deref().unwrap_or(&finding.detail)));
+                // An answer of the kernel says more than a probe that could not be set up.
+                if last.verdict == Verdict::Inconclusive || finding.verdict != Verdict::Inconclusive {
+                    last = finding;
+                }
+            }
+        }
+        if open.is_empty() { last.with(answers.join(", ")) } else { Self::reached(open.join(", ")) }
+    }
+
     /// Reached if the call worked, refused with its error number if not.
     pub fn of(result: Result<i64, i32>) -> Self {
         match result {

@@ -1,6 +1,7 @@
 //! What a probe may know of the outside: where the observers are. Whoever starts the program gives it as JSON, because
 //! an argument is the one thing that every sandbox hands on.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -53,4 +54,18 @@ pub struct World {
     pub network_granted: bool,
     /// That user and mount namespaces were granted, as by the profile `nested`.
     pub namespaces_granted: bool,
+    /// The starter's namespaces: names of `/proc/self/ns` with what the links say, for example `net:[4026531840]`.
+    pub namespaces: BTreeMap<String, String>,
+    /// That the observer looks for processes that outlive the sandbox; without it none are left behind on purpose.
+    pub survivors: bool,
+    /// The number of processes that the sandbox was limited to, for a run whose sandbox was given a small limit.
+    pub process_limit: Option<u32>,
+    /// The bytes of memory that the sandbox was limited to. The probe that goes beyond may be killed with all others.
+    pub memory_limit: Option<u64>,
+    /// The bytes that fit into the scratch folder.
+    pub disk_limit: Option<u64>,
+    /// The files that fit into the scratch folder.
+    pub inode_limit: Option<u64>,
+    /// The seconds that the sandbox may take.
+    pub time_limit: Option<u64>,
 }
