@@ -15,6 +15,7 @@
 //! * `probe` is what a probe is, `verdict` what it can find, `world` what it may know of the outside;
 //! * `calls` are the raw system calls, the only unsafe code;
 //! * `probes/` holds the probes, one file for each layer; a new file there is found by itself;
+//! * `files` has what probes of files share: a folder to work in, tables of mounts;
 //! * `filter` tells whether a system call would come through, `ring` performs operations through io_uring;
 //! * `child` runs one probe in a process of its own, `battery` all of them in order.
 
@@ -25,6 +26,7 @@ mod battery;
 #[allow(unsafe_code, reason = "raw system calls are what this program is for")]
 mod calls;
 mod child;
+mod files;
 mod filter;
 mod probe;
 mod probes {

@@ -205,28 +205,11 @@ const FILE_SETATTR: libc::c_long = 469;
 const GETFLAGS: u64 = 0x8008_6601;
 const SETFLAGS: u64 = 0x4008_6602;
 
-/// The list that says the same as mode 0644, but for one more user, who may read: linux/posix_acl_xattr.h.
-const ACL: [u8; 44] = {
-    // Tag, permissions, id: owner, named user, owning group, mask, others.
-    let entries: [(u8, u8, u32); 5] =
-        [(0x01, 6, u32::MAX), (0x02, 4, 0), (0x04, 4, u32::MAX), (0x10, 4, u32::MAX), (0x20, 4, u32::MAX)];
-    let mut bytes = [0; 44];
-    bytes[0] = 2;
-    let mut index = 0;
-    while index < entries.len() {
-        let start = 4 + 8 * index;
-        bytes[start] = entries[index].0;
-        bytes[start + 2] = entries[index].1;
-        let id = entries[index].2.to_le_bytes();
-        let mut byte = 0;
-        while byte < 4 {
-            bytes[start + 4 + byte] = id[byte];
-            byte += 1;
-        }
-        index += 1;
-    }
-    bytes
-};
+/// The list that says the same as mode 0644, linux/posix_acl_xattr.h: version 2; then tag, permissions and no id for owner,
+/// group and others.
+const ACL: [u8; 28] = [
+    2, 0, 0, 0, 0x01, 0, 6, 0, 255, 255, 255, 255, 0x04, 0, 4, 0, 255, 255, 255, 255, 0x20, 0, 4, 0, 255, 255, 255, 255,
+];
 
 /// `struct vfs_cap_data`, second version: CAP_CHOWN permitted. On a file that is not executable.
 const CAPABILITY: [u8; 20] = [0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
