@@ -373,3 +373,11 @@ pub fn send_descriptor(socket: i32, descriptor: i32) -> Result<i64, i32> {
     let message = [0, 0, vector.as_ptr() as usize, 1, control.as_ptr() as usize, control.len(), 0];
     raw(libc::SYS_sendmsg, &[socket as usize, message.as_ptr() as usize, libc::MSG_NOSIGNAL as usize])
 }
+
+/// Ignores every signal that can be ignored.
+pub fn ignore_signals() {
+    for signal in 1..65 {
+        // SAFETY: ignoring is no code of ours; the kernel refuses the signals that cannot be.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
