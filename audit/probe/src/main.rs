@@ -16,6 +16,7 @@
 //! * `calls` are the raw system calls, the only unsafe code;
 //! * `probes/` holds the probes, one file for each layer; a new file there is found by itself;
 //! * `observe` is the outside's half, for the runner of the audit;
+//! * `files` has what probes of files share: a folder to work in, tables of mounts;
 //! * `filter` tells whether a system call would come through, `ring` performs operations through io_uring;
 //! * `child` runs one probe in a process of its own, `battery` all of them in order.
 
@@ -26,6 +27,7 @@ mod battery;
 #[allow(unsafe_code, reason = "raw system calls are what this program is for")]
 mod calls;
 mod child;
+mod files;
 #[allow(unsafe_code, reason = "what the command inherits is arranged between fork and exec")]
 mod observe;
 mod filter;
