@@ -114,6 +114,16 @@ impl Finding {
         if open.is_empty() { last.with(answers.join(", ")) } else { Self::reached(open.join(", ")) }
     }
 
+    /// The same finding, its words cut to what fits into a table.
+    pub fn shortened(mut self) -> Self {
+        const LONGEST: usize = 300;
+        if let Some((end, _)) = self.detail.char_indices().nth(LONGEST) {
+            self.detail.truncate(end);
+            self.detail.push_str(" …");
+        }
+        self
+    }
+
     /// Reached if the call worked, refused with its error number if not.
     pub fn of(result: Result<i64, i32>) -> Self {
         match result {

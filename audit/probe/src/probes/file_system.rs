@@ -125,9 +125,11 @@ pub const PROBES: &[Probe] = &[
         order: Order::Any,
         root: false,
         run: |_| {
-            Finding::worst(["/", "/proc/self/exe", "/dev/null"].map(|path| {
-                (path.to_owned(), handle(path).map_or_else(Finding::refused, |_| Finding::reached("")))
-            }))
+            Finding::worst(
+                ["/", "/proc/self/exe", "/dev/null"].map(|path| {
+                    (path.to_owned(), handle(path).map_or_else(Finding::refused, |_| Finding::reached("")))
+                }),
+            )
         },
     },
     Probe {
@@ -200,7 +202,9 @@ pub const PROBES: &[Probe] = &[
                 mounts
                     .iter()
                     .flat_map(|mount| &mount.super_options)
-                    .filter(|option| ["upperdir=", "lowerdir=", "workdir="].iter().any(|start| option.starts_with(start)))
+                    .filter(|option| {
+                        ["upperdir=", "lowerdir=", "workdir="].iter().any(|start| option.starts_with(start))
+                    })
                     .cloned()
                     .collect::<Vec<_>>()
                     .join(" "),
@@ -234,9 +238,7 @@ fn with_canary(world: &World, attempt: impl FnOnce(PathBuf) -> Result<bool, i32>
     match attempt(folder.join("canary")) {
         Ok(true) => Finding::reached(folder.display().to_string()),
         Ok(false) => Finding::absent("another file has this path"),
-        Err(errno @ (libc::EACCES | libc::EPERM | libc::EROFS)) => {
-            Finding::refused(errno).with("the path can be seen")
-        }
+        Err(errno @ (libc::EACCES | libc::EPERM | libc::EROFS)) => Finding::refused(errno).with("the path can be seen"),
         Err(errno) => Finding::refused(errno),
     }
 }
@@ -253,7 +255,15 @@ fn old_root(world: &World) -> Finding {
         Err(errno) => return Finding::inconclusive(format!("no table of mounts: {}", name_of(errno))),
     };
     const USUAL: [&str; 10] = [
-        "/oldroot", "/.oldroot", "/old_root", "/.old_root", "/put_old", "/.put_old", "/.pivot_root", "/host", "/rootfs",
+        "/oldroot",
+        "/.oldroot",
+        "/old_root",
+        "/.old_root",
+        "/put_old",
+        "/.put_old",
+        "/.pivot_root",
+        "/host",
+        "/rootfs",
         "/.host",
     ];
     let mut places: Vec<&str> = mounts.iter().map(|mount| mount.point.as_str()).chain(USUAL).collect();
@@ -312,10 +322,7 @@ fn identity_of(descriptor: i32) -> Result<(u64, u64), i32> {
     )?;
     // struct statx: the inode number at 32, major and minor of the device at 136 and 140.
     let word = |at: usize| u32::from_ne_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]);
-    Ok((
-        u64::from(word(136)) << 32 | u64::from(word(140)),
-        u64::from(word(32)) | u64::from(word(36)) << 32,
-    ))
+    Ok((u64::from(word(136)) << 32 | u64::from(word(140)), u64::from(word(32)) | u64::from(word(36)) << 32))
 }
 
 fn above(_: &World) -> Finding {
@@ -331,10 +338,12 @@ fn above(_: &World) -> Finding {
     if here.starts_with("(unreachable)") {
         open.push(format!("the working directory is {here}"));
     }
-    let is_open = |descriptor: &i32| calls::raw(libc::SYS_fcntl, &[*descriptor as usize, libc::F_GETFD as usize]).is_ok();
+    let is_open =
+        |descriptor: &i32| calls::raw(libc::SYS_fcntl, &[*descriptor as usize, libc::F_GETFD as usize]).is_ok();
     let mut folders: Vec<(String, i32)> =
         (0..4096).filter(is_open).map(|descriptor| (format!("descriptor {descriptor}"), descriptor)).collect();
-    folders.extend(calls::open(".", libc::O_PATH, 0).map(|descriptor| ("the working directory".to_owned(), descriptor)));
+    folders
+        .extend(calls::open(".", libc::O_PATH, 0).map(|descriptor| ("the working directory".to_owned(), descriptor)));
     let mut tried = 0;
     for (name, descriptor) in folders {
         // Those that are no folders have nothing above.
@@ -346,7 +355,10 @@ fn above(_: &World) -> Finding {
         }
     }
     if open.is_empty() {
-        Finding { verdict: Verdict::Refused, ..Finding::info(format!("{tried} folders, all below the root; in {here}")) }
+        Finding {
+            verdict: Verdict::Refused,
+            ..Finding::info(format!("{tried} folders, all below the root; in {here}"))
+        }
     } else {
         Finding::reached(open.join(", "))
     }
@@ -466,9 +478,15 @@ fn shared_folders(world: &World) -> Finding {
     for folder in ["/tmp", "/var/tmp", "/dev/shm"] {
         let names = files::names(folder).unwrap_or_default();
         seen += names.len();
-        found.extend(names.into_iter().filter(|name| name.contains(&world.nonce)).map(|name| format!("{folder}/{name}")));
+        found.extend(
+            names.into_iter().filter(|name| name.contains(&world.nonce)).map(|name| format!("{folder}/{name}")),
+        );
     }
-    if found.is_empty() { Finding::absent(format!("{seen} names, none of them this run's")) } else { Finding::reached(found.join(" ")) }
+    if found.is_empty() {
+        Finding::absent(format!("{seen} names, none of them this run's"))
+    } else {
+        Finding::reached(found.join(" "))
+    }
 }
 
 #[cfg(test)]
@@ -476,7 +494,12 @@ mod tests {
     use super::*;
 
     fn world(folder: &Path) -> World {
-        World { nonce: "n0nce".into(), canary: Some(folder.into()), scratch: Some(std::env::temp_dir()), ..World::default() }
+        World {
+            nonce: "n0nce".into(),
+            canary: Some(folder.into()),
+            scratch: Some(std::env::temp_dir()),
+            ..World::default()
+        }
     }
 
     #[test]

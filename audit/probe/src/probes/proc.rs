@@ -334,8 +334,23 @@ pub const PROBES: &[Probe] = &[
 
 /// Files at the top of /proc that are read by nobody but administrators. proc(5).
 const TABLES: &[&str] = &[
-    "slabinfo", "vmallocinfo", "timer_list", "pagetypeinfo", "iomem", "ioports", "interrupts", "diskstats", "partitions", "swaps",
-    "sched_debug", "modules", "locks", "latency_stats", "allocinfo", "mtrr", "dma",
+    "slabinfo",
+    "vmallocinfo",
+    "timer_list",
+    "pagetypeinfo",
+    "iomem",
+    "ioports",
+    "interrupts",
+    "diskstats",
+    "partitions",
+    "swaps",
+    "sched_debug",
+    "modules",
+    "locks",
+    "latency_stats",
+    "allocinfo",
+    "mtrr",
+    "dma",
 ];
 
 fn tables(names: &[&str]) -> Finding {
@@ -426,7 +441,9 @@ pub fn counted(folder: &str, enter: impl Fn(&Path) -> Descend) -> Finding {
 fn shows_addresses(symbols: &str) -> bool {
     symbols.lines().any(|line| {
         let address = line.split(' ').next().unwrap_or_default();
-        address.len() >= 8 && address.bytes().all(|byte| byte.is_ascii_hexdigit()) && address.bytes().any(|byte| byte != b'0')
+        address.len() >= 8
+            && address.bytes().all(|byte| byte.is_ascii_hexdigit())
+            && address.bytes().any(|byte| byte != b'0')
     })
 }
 

@@ -78,10 +78,30 @@ pub const PROBES: &[Probe] = &[
         root: false,
         run: leave_group,
     },
-    inside("sys.debug", "debugfs can be listed", "debugfs reads and writes the insides of drivers and of the kernel.", |_| listed("/sys/kernel/debug")),
-    inside("sys.tracing", "tracefs can be listed", "Tracing records what all processes of the host do, and runs probes in the kernel.", |_| listed("/sys/kernel/tracing")),
-    inside("sys.firmware", "Tables of the firmware can be listed", "Firmware's tables and variables tell the machine apart; writing to EFI variables can make it unbootable.", |_| listed("/sys/firmware")),
-    inside("sys.kernel", "/sys/kernel can be listed", "Notes, addresses and settings of the kernel and its security modules are below it.", |_| listed("/sys/kernel")),
+    inside(
+        "sys.debug",
+        "debugfs can be listed",
+        "debugfs reads and writes the insides of drivers and of the kernel.",
+        |_| listed("/sys/kernel/debug"),
+    ),
+    inside(
+        "sys.tracing",
+        "tracefs can be listed",
+        "Tracing records what all processes of the host do, and runs probes in the kernel.",
+        |_| listed("/sys/kernel/tracing"),
+    ),
+    inside(
+        "sys.firmware",
+        "Tables of the firmware can be listed",
+        "Firmware's tables and variables tell the machine apart; writing to EFI variables can make it unbootable.",
+        |_| listed("/sys/firmware"),
+    ),
+    inside(
+        "sys.kernel",
+        "/sys/kernel can be listed",
+        "Notes, addresses and settings of the kernel and its security modules are below it.",
+        |_| listed("/sys/kernel"),
+    ),
 ];
 
 /// A folder of /sys that should not be there.
@@ -123,7 +143,9 @@ fn each_hierarchy(kinds: &[&str], attempt: impl Fn(&Mount) -> Finding) -> Findin
 }
 
 fn leave_group(_: &World) -> Finding {
-    let Ok(text) = calls::contents("/proc/self/cgroup", 1 << 16) else { return Finding::inconclusive("no /proc/self/cgroup") };
+    let Ok(text) = calls::contents("/proc/self/cgroup", 1 << 16) else {
+        return Finding::inconclusive("no /proc/self/cgroup");
+    };
     let groups = String::from_utf8_lossy(&text).into_owned();
     let namespace = std::fs::read_link("/proc/self/ns/cgroup").map(|link| link.display().to_string());
     // PROC_CGROUP_INIT_INO, include/linux/proc_ns.h.
@@ -138,7 +160,11 @@ fn leave_group(_: &World) -> Finding {
             None => return Finding { verdict: Verdict::Refused, ..Finding::info("nothing is above its group") },
         };
         let tasks = format!("{}{}/cgroup.procs", mount.point, above.display().to_string().trim_end_matches('/'));
-        Finding::of(calls::open(&tasks, libc::O_WRONLY, 0).and_then(|file| calls::write(file, b"0")).map(|length| length as i64))
+        Finding::of(
+            calls::open(&tasks, libc::O_WRONLY, 0)
+                .and_then(|file| calls::write(file, b"0"))
+                .map(|length| length as i64),
+        )
     })
 }
 
@@ -149,7 +175,10 @@ fn group_in<'a>(groups: &'a str, mount: &Mount) -> Option<&'a str> {
         let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
         let here = match mount.kind.as_str() {
             "cgroup2" => number == "0",
-            _ => number != "0" && controllers.split(',').all(|name| mount.super_options.iter().any(|option| option == name)),
+            _ => {
+                number != "0"
+                    && controllers.split(',').all(|name| mount.super_options.iter().any(|option| option == name))
+            }
         };
         here.then_some(path)
     })
