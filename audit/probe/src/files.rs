@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::calls;
@@ -118,10 +119,12 @@ impl Scratch {
     /// In the folder that the world names, or in the first usual one that can be written to. The error is the finding that the
     /// probe then has.
     pub fn new(world: &World) -> Result<Self, Finding> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(".anchorhold-probe-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let named = world.scratch.iter().map(PathBuf::as_path);
         let usual = [".", "/build", "/tmp", "/var/tmp", "/dev/shm"].map(Path::new);
         for parent in named.chain(usual) {
-            let folder = parent.join(format!(".anchorhold-probe-{}", std::process::id()));
+            let folder = parent.join(&name);
             if std::fs::create_dir(&folder).is_ok() {
                 return Ok(Self { folder });
             }

@@ -215,8 +215,9 @@ const fn whiteout(id: &'static str, title: &'static str, run: fn(&World) -> Find
 
 /// Opens devices by name. One that is there and refused says so.
 fn opened(names: &str) -> Finding {
-    Finding::worst(names.split_whitespace().map(|name| (name.to_owned(), opened_one(&Path::new("/dev").join(name)))))
-        .shortened()
+    let found = names.split_whitespace().map(|name| (name.to_owned(), opened_one(&Path::new("/dev").join(name))));
+    let there: Vec<(String, Finding)> = found.filter(|(_, finding)| finding.verdict != Verdict::Absent).collect();
+    if there.is_empty() { Finding::absent("none is there") } else { Finding::worst(there).shortened() }
 }
 
 /// Opens one for reading, or where that is not asked for alone, for writing. A path that is no device does not count.

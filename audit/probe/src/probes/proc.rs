@@ -45,26 +45,26 @@ pub const PROBES: &[Probe] = &[
         title: "Settings of the kernel may be written",
         severity: Severity::Critical,
         reference: "proc(5)",
-        tries: "Asks of every file below /proc/sys, without the network's and the user namespace's own, whether it may be written.",
+        tries: "Asks of every file below /proc/sys, without those that namespaces have of their own, whether it may be written.",
         safe: "none",
         meaning: "Every one is a part of the host that the sandbox can change.",
         controls: &[Control::HostRoot, Control::KernelRoot],
         order: Order::Any,
         root: false,
-        run: |_| settings(|path| !path.starts_with("/proc/sys/net") && !path.starts_with("/proc/sys/user")),
+        run: |_| settings(|path| !of_own_namespaces(path)),
     },
     Probe {
         id: "proc.sys.count.own",
         title: "Settings of its own namespaces may be written",
         severity: Severity::Low,
         reference: "namespaces(7)",
-        tries: "The same for those below net and user, which belong to the namespaces of the sandbox if it has any.",
+        tries: "The same for those of the network, user, IPC and UTS namespaces, which are the sandbox's own if it has any.",
         safe: "none, but where user namespaces are granted",
         meaning: "Limits on namespaces can be raised again, and a network namespace be weakened.",
         controls: &[Control::HostRoot],
         order: Order::Any,
         root: false,
-        run: |_| settings(|path| path.starts_with("/proc/sys/net") || path.starts_with("/proc/sys/user")),
+        run: |_| settings(of_own_namespaces),
     },
     Probe {
         id: "proc.core_pattern",
@@ -393,15 +393,42 @@ fn written_back(path: &str) -> Finding {
     Finding::of(result.map(|length| length as i64))
 }
 
-/// Counts the files below /proc/sys that may be written.
+/// Counts the files below /proc/sys that may be written, of those of interest.
 fn settings(of_interest: impl Fn(&Path) -> bool) -> Finding {
-    counted("/proc/sys", |path| if of_interest(path) { Descend::Yes } else { Descend::No })
+    counted("/proc/sys", |path| if path.is_dir() || of_interest(path) { Descend::Yes } else { Descend::No })
+}
+
+/// Whether a setting belongs to network, user, IPC or UTS namespaces, of which the sandbox may have its own. namespaces(7).
+fn of_own_namespaces(path: &Path) -> bool {
+    const FOLDERS: [&str; 3] = ["/proc/sys/net", "/proc/sys/user", "/proc/sys/fs/mqueue"];
+    const FILES: [&str; 14] = [
+        "auto_msgmni",
+        "domainname",
+        "hostname",
+        "msg_next_id",
+        "msgmax",
+        "msgmnb",
+        "msgmni",
+        "sem",
+        "sem_next_id",
+        "shm_next_id",
+        "shm_rmid_forced",
+        "shmall",
+        "shmmax",
+        "shmmni",
+    ];
+    FOLDERS.iter().any(|folder| path.starts_with(folder))
+        || path.strip_prefix("/proc/sys/kernel").is_ok_and(|name| FILES.iter().any(|other| Path::new(other) == name))
 }
 
 fn top_of_proc(_: &World) -> Finding {
     counted("/proc", |path| {
         let process = path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit));
-        if path.starts_with("/proc/sys") || (process && path.parent() == Some(Path::new("/proc"))) {
+        // Everybody may ask to be told of pressure.
+        if path.starts_with("/proc/sys")
+            || path.starts_with("/proc/pressure")
+            || (process && path.parent() == Some(Path::new("/proc")))
+        {
             Descend::No
         } else {
             Descend::Yes
@@ -511,6 +538,16 @@ mod tests {
         assert!(!shows_addresses("0000000000000000 T _stext\n0000000000000000 t startup\n"));
         assert!(shows_addresses("0000000000000000 A fixed\nffffffff81000000 T _stext\n"));
         assert!(!shows_addresses(""));
+    }
+
+    #[test]
+    fn settings_of_namespaces_are_told_from_those_of_the_kernel() {
+        for own in ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/kernel/shmmax", "/proc/sys/kernel/hostname"] {
+            assert!(of_own_namespaces(Path::new(own)), "{own}");
+        }
+        for global in ["/proc/sys/kernel/core_pattern", "/proc/sys/kernel/random/boot_id", "/proc/sys/vm/swappiness"] {
+            assert!(!of_own_namespaces(Path::new(global)), "{global}");
+        }
     }
 
     #[test]
