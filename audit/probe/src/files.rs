@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::calls;
@@ -118,10 +119,12 @@ impl Scratch {
     /// In the folder that the world names, or in the first usual one that can be written to. The error is the finding that the
     /// probe then has.
     pub fn new(world: &World) -> Result<Self, Finding> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(".anchorhold-probe-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let named = world.scratch.iter().map(PathBuf::as_path);
         let usual = [".", "/build", "/tmp", "/var/tmp", "/dev/shm"].map(Path::new);
         for parent in named.chain(usual) {
-            let folder = parent.join(format!(".anchorhold-probe-{}", std::process::id()));
+            let folder = parent.join(&name);
             if std::fs::create_dir(&folder).is_ok() {
                 return Ok(Self { folder });
             }
@@ -219,7 +222,8 @@ fn unescaped(word: &str) -> String {
     let mut text = Vec::with_capacity(word.len());
     let mut rest = word.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
-        let octal = after.get(..3).filter(|digits| first == b'\\' && digits.iter().all(|digit| (b'0'..b'8').contains(digit)));
+        let octal =
+            after.get(..3).filter(|digits| first == b'\\' && digits.iter().all(|digit| (b'0'..b'8').contains(digit)));
         let value = octal.map(|digits| digits.iter().fold(0_u32, |value, digit| value * 8 + u32::from(digit - b'0')));
         match value.and_then(|value| u8::try_from(value).ok()) {
             Some(byte) => {

@@ -89,7 +89,7 @@ impl Finding {
         }
     }
 
-    /// The first attempt of several, in order of how far it got: any that reached, else the last answer.
+    /// The attempt of several that got furthest: all that reached, else the last refusal, else the last answer.
     pub fn worst(attempts: impl IntoIterator<Item = (String, Self)>) -> Self {
         let mut open = Vec::new();
         let mut last = Self::inconclusive("nothing was tried");
@@ -99,13 +99,29 @@ impl Finding {
                 open.push(if finding.detail.is_empty() { name } else { format!("{name} ({})", finding.detail) });
             } else {
                 answers.push(format!("{name}: {}", finding.errno.as_deref().unwrap_or(&finding.detail)));
-                // An answer of the kernel says more than a probe that could not be set up.
-                if last.verdict == Verdict::Inconclusive || finding.verdict != Verdict::Inconclusive {
+                // That something is there but refused says more than that something else is not there, and either says
+                // more than a probe that could not be set up.
+                let weight = |finding: &Self| match finding.verdict {
+                    Verdict::Inconclusive => 0,
+                    Verdict::Absent => 1,
+                    _ => 2,
+                };
+                if weight(&finding) >= weight(&last) {
                     last = finding;
                 }
             }
         }
         if open.is_empty() { last.with(answers.join(", ")) } else { Self::reached(open.join(", ")) }
+    }
+
+    /// The same finding, its words cut to what fits into a table.
+    pub fn shortened(mut self) -> Self {
+        const LONGEST: usize = 300;
+        if let Some((end, _)) = self.detail.char_indices().nth(LONGEST) {
+            self.detail.truncate(end);
+            self.detail.push_str(" …");
+        }
+        self
     }
 
     /// Reached if the call worked, refused with its error number if not.

@@ -235,9 +235,8 @@ fn on_file(world: &World, attempt: &dyn Fn(usize, usize) -> Finding) -> Finding 
 
 /// The three classic calls that set an attribute.
 fn classic(path: usize, file: usize, name: &std::ffi::CStr, value: &[u8]) -> [(String, Finding); 3] {
-    let set = |number, target| {
-        calls::raw(number, &[target, name.as_ptr() as usize, value.as_ptr() as usize, value.len(), 0])
-    };
+    let set =
+        |number, target| calls::raw(number, &[target, name.as_ptr() as usize, value.as_ptr() as usize, value.len(), 0]);
     [
         ("setxattr", set(libc::SYS_setxattr, path)),
         ("lsetxattr", set(libc::SYS_lsetxattr, path)),

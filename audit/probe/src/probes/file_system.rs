@@ -88,16 +88,17 @@ pub const PROBES: &[Probe] = &[
     },
     Probe {
         id: "fs.proc1.root",
-        title: "The first process shows another root",
+        title: "Another process shows another root",
         severity: Severity::Critical,
         reference: "proc_pid_root(5)",
-        tries: "Looks through /proc/1/root and /proc/1/cwd for the host's canary, and compares them with its own root.",
+        tries: "Looks through root and cwd of the first process and all others in /proc for the host's canary, and compares the roots with \
+                its own.",
         safe: "ENOENT, EACCES, or the sandbox's own root",
-        meaning: "If the first process was left in the host's tree, its links in /proc are doors to it.",
+        meaning: "If the first process or a helper was left in the host's tree, its links in /proc are doors to it.",
         controls: &[Control::HostRoot, Control::Pid],
         order: Order::Any,
         root: false,
-        run: first_process,
+        run: other_roots,
     },
     Probe {
         id: "fs.handle.open",
@@ -124,9 +125,11 @@ pub const PROBES: &[Probe] = &[
         order: Order::Any,
         root: false,
         run: |_| {
-            Finding::worst(["/", "/proc/self/exe", "/dev/null"].map(|path| {
-                (path.to_owned(), handle(path).map_or_else(Finding::refused, |_| Finding::reached("")))
-            }))
+            Finding::worst(
+                ["/", "/proc/self/exe", "/dev/null"].map(|path| {
+                    (path.to_owned(), handle(path).map_or_else(Finding::refused, |_| Finding::reached("")))
+                }),
+            )
         },
     },
     Probe {
@@ -189,6 +192,26 @@ pub const PROBES: &[Probe] = &[
         root: false,
         run: shared_folders,
     },
+    Probe::fact(
+        "fs.overlay.leak",
+        "What mounts of overlays tell of the host",
+        "Looks for upper, lower and work folders in the options of mounts.",
+        "They are paths of the host, which tell where layers of images lie.",
+        |_| match files::mounts() {
+            Ok(mounts) => Finding::info(
+                mounts
+                    .iter()
+                    .flat_map(|mount| &mount.super_options)
+                    .filter(|option| {
+                        ["upperdir=", "lowerdir=", "workdir="].iter().any(|start| option.starts_with(start))
+                    })
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(" "),
+            ),
+            Err(errno) => Finding::info(name_of(errno)),
+        },
+    ),
 ];
 
 /// Files of a host that hold secrets.
@@ -215,9 +238,7 @@ fn with_canary(world: &World, attempt: impl FnOnce(PathBuf) -> Result<bool, i32>
     match attempt(folder.join("canary")) {
         Ok(true) => Finding::reached(folder.display().to_string()),
         Ok(false) => Finding::absent("another file has this path"),
-        Err(errno @ (libc::EACCES | libc::EPERM | libc::EROFS)) => {
-            Finding::refused(errno).with("the path can be seen")
-        }
+        Err(errno @ (libc::EACCES | libc::EPERM | libc::EROFS)) => Finding::refused(errno).with("the path can be seen"),
         Err(errno) => Finding::refused(errno),
     }
 }
@@ -234,7 +255,15 @@ fn old_root(world: &World) -> Finding {
         Err(errno) => return Finding::inconclusive(format!("no table of mounts: {}", name_of(errno))),
     };
     const USUAL: [&str; 10] = [
-        "/oldroot", "/.oldroot", "/old_root", "/.old_root", "/put_old", "/.put_old", "/.pivot_root", "/host", "/rootfs",
+        "/oldroot",
+        "/.oldroot",
+        "/old_root",
+        "/.old_root",
+        "/put_old",
+        "/.put_old",
+        "/.pivot_root",
+        "/host",
+        "/rootfs",
         "/.host",
     ];
     let mut places: Vec<&str> = mounts.iter().map(|mount| mount.point.as_str()).chain(USUAL).collect();
@@ -258,21 +287,24 @@ fn looks_like_a_root(folder: &Path) -> bool {
 }
 
 /// Goes up until it goes no further: what identifies the folder where it ends.
-fn top_above(folder: i32) -> Result<((u64, u64), i32), i32> {
+fn top_above(folder: i32) -> Result<(u64, u64), i32> {
     let mut current = folder;
     let mut before = None;
     for _ in 0..128 {
         let found = identity_of(current)?;
-        if before == Some(found) {
-            return Ok((found, current));
-        }
+        let ends = before == Some(found);
         before = Some(found);
-        let up = calls::raw(libc::SYS_openat, &[current as usize, c"..".as_ptr() as usize, libc::O_PATH as usize])?;
+        let up = calls::raw(libc::SYS_openat, &[current as usize, c"..".as_ptr() as usize, libc::O_PATH as usize]);
         if current != folder {
             calls::close(current);
         }
-        current = up as i32;
+        current = up? as i32;
+        if ends {
+            calls::close(current);
+            return Ok(found);
+        }
     }
+    calls::close(current);
     Err(libc::ELOOP)
 }
 
@@ -290,10 +322,7 @@ fn identity_of(descriptor: i32) -> Result<(u64, u64), i32> {
     )?;
     // struct statx: the inode number at 32, major and minor of the device at 136 and 140.
     let word = |at: usize| u32::from_ne_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]);
-    Ok((
-        u64::from(word(136)) << 32 | u64::from(word(140)),
-        u64::from(word(32)) | u64::from(word(36)) << 32,
-    ))
+    Ok((u64::from(word(136)) << 32 | u64::from(word(140)), u64::from(word(32)) | u64::from(word(36)) << 32))
 }
 
 fn above(_: &World) -> Finding {
@@ -309,23 +338,27 @@ fn above(_: &World) -> Finding {
     if here.starts_with("(unreachable)") {
         open.push(format!("the working directory is {here}"));
     }
-    let working = calls::open(".", libc::O_PATH, 0).unwrap_or(-1);
+    let is_open =
+        |descriptor: &i32| calls::raw(libc::SYS_fcntl, &[*descriptor as usize, libc::F_GETFD as usize]).is_ok();
+    let mut folders: Vec<(String, i32)> =
+        (0..4096).filter(is_open).map(|descriptor| (format!("descriptor {descriptor}"), descriptor)).collect();
+    folders
+        .extend(calls::open(".", libc::O_PATH, 0).map(|descriptor| ("the working directory".to_owned(), descriptor)));
     let mut tried = 0;
-    for descriptor in (0..1024).filter(|&descriptor| descriptor != working).chain([working]) {
-        if descriptor < 0 {
-            continue;
-        }
-        if let Ok((top, _)) = top_above(descriptor) {
+    for (name, descriptor) in folders {
+        // Those that are no folders have nothing above.
+        if let Ok(top) = top_above(descriptor) {
             tried += 1;
             if top != root {
-                let name =
-                    if descriptor == working { "the working directory".into() } else { format!("descriptor {descriptor}") };
                 open.push(format!("{name} leads to another root"));
             }
         }
     }
     if open.is_empty() {
-        Finding { verdict: Verdict::Refused, ..Finding::info(format!("{tried} folders, all below the root; in {here}")) }
+        Finding {
+            verdict: Verdict::Refused,
+            ..Finding::info(format!("{tried} folders, all below the root; in {here}"))
+        }
     } else {
         Finding::reached(open.join(", "))
     }
@@ -346,7 +379,7 @@ fn break_out(world: &World) -> Finding {
             return errno;
         }
         match top_above(kept) {
-            Ok((top, _)) if Ok(top) != identity_of(kept) => 0,
+            Ok(top) if Ok(top) != identity_of(kept) => 0,
             Ok(_) => 255,
             Err(errno) => errno,
         }
@@ -360,22 +393,35 @@ fn break_out(world: &World) -> Finding {
     }
 }
 
-fn first_process(world: &World) -> Finding {
+fn other_roots(world: &World) -> Finding {
     let own = files::identity("/");
-    Finding::worst(["/proc/1/root", "/proc/1/cwd"].map(|link| {
+    let myself = std::process::id().to_string();
+    let others = files::names("/proc").unwrap_or_default();
+    let others = others.iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()) && **name != myself);
+    let links: Vec<String> =
+        others.take(500).flat_map(|process| ["root", "cwd"].map(|link| format!("/proc/{process}/{link}"))).collect();
+    let found = |link: &str| {
         // With the slash the link is followed, and what stops it is told.
         let there = PathBuf::from(format!("{link}/"));
-        let finding = if shows_canary(&there, world) {
-            Finding::reached("the host's canary")
-        } else {
-            match files::identity(&there) {
-                Err(errno) => Finding::refused(errno),
-                Ok(other) if link.ends_with("root") && Ok(other) != own => Finding::reached("a root that is not ours"),
-                Ok(_) => Finding { verdict: Verdict::Refused, ..Finding::info("our own") },
-            }
-        };
-        (link.to_owned(), finding)
-    }))
+        if shows_canary(&there, world) {
+            return Finding::reached("the host's canary");
+        }
+        match files::identity(&there) {
+            Err(errno) => Finding::refused(errno),
+            Ok(other) if link.ends_with("root") && Ok(other) != own => Finding::reached("a root that is not ours"),
+            Ok(_) => Finding { verdict: Verdict::Refused, ..Finding::info("our own") },
+        }
+    };
+    let findings: Vec<(String, Finding)> = links.iter().map(|link| (link.clone(), found(link))).collect();
+    let reached: Vec<String> = findings
+        .iter()
+        .filter(|(_, finding)| finding.verdict == Verdict::Reached)
+        .map(|(link, finding)| format!("{link} ({})", finding.detail))
+        .collect();
+    match reached.first() {
+        Some(first) => Finding::reached(format!("{first}, {} in all", reached.len())),
+        None => Finding::worst(findings.into_iter().take(6)),
+    }
 }
 
 /// A handle as the kernel gives it: `struct file_handle`, with room for 128 bytes.
@@ -432,9 +478,15 @@ fn shared_folders(world: &World) -> Finding {
     for folder in ["/tmp", "/var/tmp", "/dev/shm"] {
         let names = files::names(folder).unwrap_or_default();
         seen += names.len();
-        found.extend(names.into_iter().filter(|name| name.contains(&world.nonce)).map(|name| format!("{folder}/{name}")));
+        found.extend(
+            names.into_iter().filter(|name| name.contains(&world.nonce)).map(|name| format!("{folder}/{name}")),
+        );
     }
-    if found.is_empty() { Finding::absent(format!("{seen} names, none of them this run's")) } else { Finding::reached(found.join(" ")) }
+    if found.is_empty() {
+        Finding::absent(format!("{seen} names, none of them this run's"))
+    } else {
+        Finding::reached(found.join(" "))
+    }
 }
 
 #[cfg(test)]
@@ -442,7 +494,12 @@ mod tests {
     use super::*;
 
     fn world(folder: &Path) -> World {
-        World { nonce: "n0nce".into(), canary: Some(folder.into()), scratch: Some(std::env::temp_dir()), ..World::default() }
+        World {
+            nonce: "n0nce".into(),
+            canary: Some(folder.into()),
+            scratch: Some(std::env::temp_dir()),
+            ..World::default()
+        }
     }
 
     #[test]
@@ -471,6 +528,6 @@ mod tests {
     fn going_up_ends_at_the_root() {
         let folder = calls::open(std::env::temp_dir(), libc::O_PATH, 0).expect("a folder");
         let root = calls::open("/", libc::O_PATH, 0).and_then(identity_of).expect("a root");
-        assert_eq!(top_above(folder).expect("it has a top").0, root);
+        assert_eq!(top_above(folder), Ok(root));
     }
 }

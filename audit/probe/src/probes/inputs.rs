@@ -11,9 +11,12 @@ use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
-    input("fs.input.write", "An input can be opened for writing", "Opens the input for writing, and writes nothing.", |world| {
-        on_input(world, |path| files::opens(path, libc::O_WRONLY))
-    }),
+    input(
+        "fs.input.write",
+        "An input can be opened for writing",
+        "Opens the input for writing, and writes nothing.",
+        |world| on_input(world, |path| files::opens(path, libc::O_WRONLY)),
+    ),
     input(
         "fs.input.reopen",
         "An input can be opened for writing through a descriptor",
@@ -32,34 +35,50 @@ pub const PROBES: &[Probe] = &[
             calls::raw(libc::SYS_fchmodat, &[HERE, path.as_ptr() as usize, mode as usize])
         })
     }),
-    input("fs.input.chown", "The owner of an input can be changed", "Gives the input the owner that it has.", |world| {
-        on_input(world, |path| {
-            // Not -1, for which everybody has permission.
-            let found = files::status(path)?;
-            let (path, uid, gid) = (calls::c_path(path), found.uid() as usize, found.gid() as usize);
-            calls::raw(libc::SYS_fchownat, &[HERE, path.as_ptr() as usize, uid, gid, 0])
-        })
-    }),
-    input("fs.input.utime", "The times of an input can be changed", "Gives the input the times that it has.", |world| {
-        on_input(world, |path| {
-            let found = files::status(path)?;
-            let times = [found.atime(), found.atime_nsec(), found.mtime(), found.mtime_nsec()];
-            let path = calls::c_path(path);
-            calls::raw(libc::SYS_utimensat, &[HERE, path.as_ptr() as usize, times.as_ptr() as usize, 0])
-        })
-    }),
-    input("fs.input.truncate", "An input can be truncated", "Truncates the input to the length that it has.", |world| {
-        on_input(world, |path| {
-            let found = files::status(path)?;
-            let times = [found.atime(), found.atime_nsec(), found.mtime(), found.mtime_nsec()];
-            let path = calls::c_path(path);
-            let result = calls::raw(libc::SYS_truncate, &[path.as_ptr() as usize, found.len() as usize]);
-            if result.is_ok() {
-                let _ = calls::raw(libc::SYS_utimensat, &[HERE, path.as_ptr() as usize, times.as_ptr() as usize, 0]);
-            }
-            result
-        })
-    }),
+    input(
+        "fs.input.chown",
+        "The owner of an input can be changed",
+        "Gives the input the owner that it has.",
+        |world| {
+            on_input(world, |path| {
+                // Not -1, for which everybody has permission.
+                let found = files::status(path)?;
+                let (path, uid, gid) = (calls::c_path(path), found.uid() as usize, found.gid() as usize);
+                calls::raw(libc::SYS_fchownat, &[HERE, path.as_ptr() as usize, uid, gid, 0])
+            })
+        },
+    ),
+    input(
+        "fs.input.utime",
+        "The times of an input can be changed",
+        "Gives the input the times that it has.",
+        |world| {
+            on_input(world, |path| {
+                let found = files::status(path)?;
+                let times = [found.atime(), found.atime_nsec(), found.mtime(), found.mtime_nsec()];
+                let path = calls::c_path(path);
+                calls::raw(libc::SYS_utimensat, &[HERE, path.as_ptr() as usize, times.as_ptr() as usize, 0])
+            })
+        },
+    ),
+    input(
+        "fs.input.truncate",
+        "An input can be truncated",
+        "Truncates the input to the length that it has.",
+        |world| {
+            on_input(world, |path| {
+                let found = files::status(path)?;
+                let times = [found.atime(), found.atime_nsec(), found.mtime(), found.mtime_nsec()];
+                let path = calls::c_path(path);
+                let result = calls::raw(libc::SYS_truncate, &[path.as_ptr() as usize, found.len() as usize]);
+                if result.is_ok() {
+                    let _ =
+                        calls::raw(libc::SYS_utimensat, &[HERE, path.as_ptr() as usize, times.as_ptr() as usize, 0]);
+                }
+                result
+            })
+        },
+    ),
     input(
         "fs.input.unlink",
         "An input can be removed",
@@ -73,9 +92,12 @@ pub const PROBES: &[Probe] = &[
             })
         },
     ),
-    input("fs.input.create", "Files can be made beside an input", "Makes a file beside the input, and removes it.", |world| {
-        on_input(world, |path| creates(path.parent().unwrap_or(path)))
-    }),
+    input(
+        "fs.input.create",
+        "Files can be made beside an input",
+        "Makes a file beside the input, and removes it.",
+        |world| on_input(world, |path| creates(path.parent().unwrap_or(path))),
+    ),
     Probe {
         id: "fs.input.pagecache",
         title: "The page cache of inputs is in reach of AF_ALG",
@@ -166,7 +188,10 @@ pub const PROBES: &[Probe] = &[
         run: |_| {
             judge_mounts(|mount| {
                 let words: Vec<&str> = mount.propagation.iter().map(String::as_str).collect();
-                words.iter().any(|word| word.starts_with("shared:") || word.starts_with("master:")).then(|| words.join(" "))
+                words
+                    .iter()
+                    .any(|word| word.starts_with("shared:") || word.starts_with("master:"))
+                    .then(|| words.join(" "))
             })
         },
     },
@@ -242,7 +267,9 @@ fn with_input(world: &World, attempt: impl FnOnce(&Path) -> Finding) -> Finding 
 
 fn on_input(world: &World, attempt: impl FnOnce(&Path) -> Result<i64, i32>) -> Finding {
     with_input(world, |path| match attempt(path) {
-        Err(errno @ (libc::EACCES | libc::EPERM)) => Finding::refused(errno).with("by ownership or a filter, not by the mount"),
+        Err(errno @ (libc::EACCES | libc::EPERM)) => {
+            Finding::refused(errno).with("by ownership or a filter, not by the mount")
+        }
         result => Finding::of(result),
     })
 }
@@ -264,10 +291,7 @@ fn linked(world: &World, target: &Path) -> Finding {
     };
     let link = |source: &Path, name: &str, flags: i32| {
         let (source, new) = (calls::c_path(source), calls::c_path(scratch.path(name)));
-        calls::raw(
-            libc::SYS_linkat,
-            &[HERE, source.as_ptr() as usize, HERE, new.as_ptr() as usize, flags as usize],
-        )
+        calls::raw(libc::SYS_linkat, &[HERE, source.as_ptr() as usize, HERE, new.as_ptr() as usize, flags as usize])
     };
     let by_descriptor = calls::open(target, libc::O_PATH, 0)
         .and_then(|file| link(&PathBuf::from(format!("/proc/self/fd/{file}")), "two", libc::AT_SYMLINK_FOLLOW));
@@ -355,7 +379,8 @@ fn remounted(world: &World, remount: &dyn Fn(&Mount, bool) -> Result<i64, i32>) 
     let Ok(mounts) = files::mounts() else { return Finding::inconclusive("no table of mounts") };
     let holds = |mount: &&Mount| world.input.as_ref().is_some_and(|input| input.starts_with(&mount.point));
     let of_input = mounts.iter().filter(holds).max_by_key(|mount| mount.point.len()).filter(|mount| mount.has("ro"));
-    let read_only = || mounts.iter().find(|mount| mount.has("ro") && mount.kind != "sysfs" && Path::new(&mount.point).exists());
+    let read_only =
+        || mounts.iter().find(|mount| mount.has("ro") && mount.kind != "sysfs" && Path::new(&mount.point).exists());
     if let Some(mount) = of_input.or_else(read_only) {
         let words = if own { "made writable" } else { "remounted as it was" };
         return match remount(mount, own) {
@@ -432,7 +457,8 @@ mod tests {
         let path = scratch.file("input").expect("a file");
         let before = std::fs::metadata(&path).expect("there");
         let world = World { input: Some(path.clone()), ..world };
-        for probe in PROBES.iter().filter(|probe| probe.id.starts_with("fs.input.") && probe.id != "fs.input.pagecache") {
+        for probe in PROBES.iter().filter(|probe| probe.id.starts_with("fs.input.") && probe.id != "fs.input.pagecache")
+        {
             let finding = (probe.run)(&world);
             assert_eq!(finding.verdict, Verdict::Reached, "{}: {finding:?}", probe.id);
         }
