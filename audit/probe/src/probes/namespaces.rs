@@ -1,6 +1,6 @@
 //! Namespaces: those that are shared with the starter, and those that can be made inside.
 
-use crate::calls::{self, LowMemory};
+use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::probes::sockets;
 use crate::verdict::{Finding, name_of};

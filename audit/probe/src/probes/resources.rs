@@ -3,7 +3,6 @@
 use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::verdict::{Finding, name_of};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
