@@ -8,6 +8,7 @@ use crate::battery::{Row, Verdict};
 use crate::catalogue::{Catalogue, Control, Severity};
 use crate::controls::{self, Weakening};
 use crate::error::Error;
+use crate::external::{self, External};
 use crate::interrupt;
 use crate::program;
 use crate::report::{ControlRun, Report, Run};
@@ -47,6 +48,8 @@ pub struct Request {
     pub no_baseline: bool,
     /// Which controls are run.
     pub controls: Controls,
+    /// Whether facts alone are collected.
+    pub facts: bool,
     /// Folders with programs of a reviewer's own.
     pub probes: Vec<PathBuf>,
 }
@@ -57,17 +60,24 @@ pub struct Request {
 /// What goes wrong outside of the sandboxes.
 pub fn make(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Report, Error> {
     interrupt::take_signals();
-    let programs = Programs {
-        probe: program::find(request.probe_program.as_deref(), &request.anchorhold)?,
-        anchorhold: request.anchorhold.clone(),
-    };
-    let whole = program::list(&programs.probe)?;
+    let probe = program::find(request.probe_program.as_deref(), &request.anchorhold)?;
+    let programs = Programs { battery: probe.clone(), probe, anchorhold: request.anchorhold.clone() };
+    let mut whole = program::list(&programs.probe)?;
+    let externals = external::find(&request.probes, &whole)?;
+    whole.0.extend(externals.iter().flat_map(|external| external.probes.iter().cloned()));
     for word in &request.only {
         if !whole.0.iter().any(|probe| crate::catalogue::wanted(std::slice::from_ref(word), &probe.id)) {
             return Err(Error::NoProbe(word.clone()));
         }
     }
-    let catalogue = Catalogue(whole.0.into_iter().filter(|probe| crate::catalogue::wanted(&request.only, &probe.id)).collect());
+    let catalogue =
+        Catalogue(whole.0.into_iter().filter(|probe| crate::catalogue::wanted(&request.only, &probe.id)).collect());
+    let only: Vec<String> = if request.facts {
+        let facts = catalogue.0.iter().filter(|probe| probe.severity == Severity::Fact);
+        facts.map(|probe| probe.id.clone()).collect()
+    } else {
+        request.only.clone()
+    };
     let ordinary = match &request.user {
         Some(name) => Some(User::named(name)?),
         None if user::is_root() => Some(User::ordinary()?),
@@ -81,7 +91,7 @@ pub fn make(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Report,
         }
     }
     if request.sandboxes.is_empty() {
-        words.extend(["room".into(), "room:nested".into(), "room:fetch".into(), "build".into()]);
+        words.extend(["room", "room:nested", "room:fetch", "room:machines", "build"].map(str::to_owned));
         if user::is_root() {
             words.push("user:room".into());
         }
@@ -106,8 +116,8 @@ pub fn make(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Report,
             Some(user) => format!("{} as {}", sandbox.name(), user.name),
             None => sandbox.name(),
         });
-        let run = runner::run(sandbox.as_ref(), &programs, user, &request.room_options, &request.only)?;
-        report.runs.push(run);
+        let run = runner::run(sandbox.as_ref(), &programs, user, &request.room_options, &only)?;
+        report.runs.push(with_externals(run, &externals, sandbox.as_ref(), &programs, user, request)?);
     }
     if let Some(head) = report.head().cloned() {
         report.kernel = head.kernel;
@@ -119,6 +129,35 @@ pub fn make(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Report,
     Ok(report)
 }
 
+/// The run, with what a reviewer's own programs found in the same sandbox.
+fn with_externals(
+    mut run: Run,
+    externals: &[External],
+    sandbox: &dyn sandboxes::Sandbox,
+    programs: &Programs,
+    user: Option<&User>,
+    request: &Request,
+) -> Result<Run, Error> {
+    if run.battery.rows.is_empty() {
+        return Ok(run);
+    }
+    for external in externals {
+        let ids = external.probes.iter().map(|probe| &probe.id);
+        let only: Vec<String> = ids.filter(|id| crate::catalogue::wanted(&request.only, id)).cloned().collect();
+        if only.is_empty() {
+            continue;
+        }
+        let programs = Programs { battery: external.program.clone(), ..programs.clone() };
+        let own = runner::run(sandbox, &programs, user, &request.room_options, &only)?;
+        if let Some(problem) = own.problem {
+            run.problem.get_or_insert(format!("{}: {problem}", external.program.display()));
+        }
+        // It speaks for its own probes, and for no others.
+        run.battery.rows.extend(own.battery.rows.into_iter().filter(|row| only.contains(&row.id)));
+    }
+    Ok(run)
+}
+
 /// Runs each weakening that is still needed, with the probes that name it.
 fn run_controls(
     report: &mut Report,
@@ -128,7 +167,7 @@ fn run_controls(
     progress: &mut dyn FnMut(&str),
 ) -> Result<(), Error> {
     let mut wanted: BTreeMap<Control, Vec<String>> = BTreeMap::new();
-    for probe in report.catalogue.0.iter().filter(|probe| probe.severity != Severity::Fact) {
+    for probe in report.catalogue.0.iter().filter(|probe| probe.severity != Severity::Fact && probe.program.is_none()) {
         if which == Controls::All || verdicts::proof(report, probe).is_none() {
             for control in &probe.controls {
                 wanted.entry(*control).or_default().push(probe.id.clone());
@@ -153,7 +192,9 @@ fn run_controls(
             let run = if word == "host" {
                 // The baseline may have told already.
                 let name = user.map(|user| user.name.as_str());
-                let known = report.runs.iter().find(|run| run.baseline && (Some(run.user.as_str()) == name || (name.is_none() && run.user == "root")));
+                let known = report.runs.iter().find(|run| {
+                    run.baseline && (Some(run.user.as_str()) == name || (name.is_none() && run.user == "root"))
+                });
                 match known {
                     Some(run) => run.clone(),
                     None => runner::run(sandboxes::named("host")?.0.as_ref(), programs, user, &[], &left)?,

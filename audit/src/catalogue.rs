@@ -120,7 +120,9 @@ impl Probe {
 /// Whether an id was asked for: by itself, or by its beginning up to a dot. No words ask for all.
 pub fn wanted(only: &[String], id: &str) -> bool {
     only.is_empty()
-        || only.iter().any(|word| id.strip_prefix(word.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+        || only
+            .iter()
+            .any(|word| id.strip_prefix(word.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
 /// All probes of a run, in their order.
@@ -139,6 +141,10 @@ impl Catalogue {
     /// # Errors
     /// The line that is not understood.
     pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
-        text.lines().filter(|line| !line.trim().is_empty()).map(serde_json::from_str).collect::<Result<_, _>>().map(Self)
+        text.lines()
+            .filter(|line| !line.trim().is_empty())
+            .map(serde_json::from_str)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 }

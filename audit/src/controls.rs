@@ -23,13 +23,33 @@ pub fn weakenings(control: Control) -> &'static [Weakening] {
         Control::HostRoot | Control::KernelRoot => &[HostRoot],
         Control::Network => &[Room(&["--without", "network", "--without", "landlock", "--without", "seccomp"])],
         Control::Pid | Control::Ipc => &[UserRoom(&[
-            "--without", "namespaces", "--without", "landlock", "--without", "identity", "--without", "seccomp", "--without", "proc",
+            "--without",
+            "namespaces",
+            "--without",
+            "landlock",
+            "--without",
+            "identity",
+            "--without",
+            "seccomp",
+            "--without",
+            "proc",
         ])],
         Control::Mounts => &[HostUser, HostRoot],
-        Control::Seccomp => &[Room(&["--without", "seccomp"]), Room(&["--without", "seccomp", "--without", "capabilities"])],
+        Control::Seccomp => {
+            &[Room(&["--without", "seccomp"]), Room(&["--without", "seccomp", "--without", "capabilities"])]
+        }
         Control::Landlock => &[Room(&["--without", "landlock"])],
         Control::Capabilities => &[Room(&[
-            "--without", "capabilities", "--without", "seccomp", "--without", "landlock", "--without", "identity", "--without", "root",
+            "--without",
+            "capabilities",
+            "--without",
+            "seccomp",
+            "--without",
+            "landlock",
+            "--without",
+            "identity",
+            "--without",
+            "root",
         ])],
         Control::Writable => &[
             UserRoom(&["--without", "root", "--without", "landlock", "--without", "seccomp"]),

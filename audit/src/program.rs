@@ -25,7 +25,8 @@ pub fn find(named: Option<&Path>, anchorhold: &Path) -> Result<PathBuf, Error> {
 /// That it does not run, or lists what is not understood.
 pub fn list(program: &Path) -> Result<Catalogue, Error> {
     let wrong = |why: String| Error::Program { program: program.to_owned(), what: "list", why };
-    let said = Command::new(program).arg("list").stdin(Stdio::null()).output().map_err(|error| wrong(error.to_string()))?;
+    let said =
+        Command::new(program).arg("list").stdin(Stdio::null()).output().map_err(|error| wrong(error.to_string()))?;
     if !said.status.success() {
         return Err(wrong(format!("{}: {}", said.status, String::from_utf8_lossy(&said.stderr).trim())));
     }

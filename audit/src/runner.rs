@@ -23,8 +23,10 @@ use crate::world::World;
 pub struct Programs {
     /// `anchorhold`.
     pub anchorhold: PathBuf,
-    /// `anchorhold-probe`.
+    /// `anchorhold-probe`, which also watches from outside.
     pub probe: PathBuf,
+    /// What runs inside: the same, or a reviewer's own program.
+    pub battery: PathBuf,
 }
 
 /// Runs the battery, or those of its probes that are named, in a sandbox. What goes wrong in it is in the result.
@@ -51,6 +53,7 @@ pub fn run(
         command: Vec::new(),
         problem: None,
         missing: Vec::new(),
+        granted: sandbox.granted().iter().map(ToString::to_string).collect(),
         milliseconds: 0,
         battery: Battery::default(),
     };
@@ -71,10 +74,12 @@ pub fn run(
         }
     };
     let observers = Observers::start(&nonce, &outside)?;
-    let mut world = World { input: Some(inside.input.clone()), scratch: Some(inside.scratch.clone()), ..World::default() };
+    let mut world =
+        World { input: Some(inside.input.clone()), scratch: Some(inside.scratch.clone()), ..World::default() };
     observers.describe(&mut world);
+    world.namespaces = namespaces();
     sandbox.grant(&mut world);
-    let probe = ground.shown.join(program::NAME);
+    let probe = ground.folder.join("observer");
     let launcher = Launcher::start(&probe, user, &outside, &mut world)?;
     result.missing.clone_from(&launcher.missing);
     let mut words = vec![inside.program.to_string_lossy().into_owned(), "run".into(), "--world".into()];
@@ -96,11 +101,15 @@ pub fn run(
             if result.battery.rows.is_empty() {
                 result.battery = Battery::parse(&[&ended.output[..], b"\n", &ended.errors].concat());
             }
+            if ended.watched {
+                settle(&mut result.battery);
+            }
             upgrade(&mut result.battery, ended.sightings.into_iter().chain(observers.sightings()));
             result.problem = ended.problem.or_else(|| {
                 (!result.battery.complete).then(|| {
                     let said = String::from_utf8_lossy(&ended.errors);
-                    let said: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty() && !line.contains("{\"")).collect();
+                    let said: Vec<&str> =
+                        said.lines().filter(|line| !line.trim().is_empty() && !line.contains("{\"")).collect();
                     let last = said.iter().rev().take(3).rev().copied().collect::<Vec<_>>().join("; ");
                     let status = ended.status.map_or("?".to_owned(), |status| status.to_string());
                     format!("the battery did not come to its end (status {status}): {last}")
@@ -111,6 +120,17 @@ pub fn run(
     }
     sandbox.clean_up(&ground);
     if interrupt::asked() { Err(Error::Interrupted) } else { Ok(result) }
+}
+
+/// What only the outside can tell, when it looked and before what it saw is counted.
+fn settle(battery: &mut Battery) {
+    for row in &mut battery.rows {
+        let is_outside = matches!(row.id.as_str(), "life.daemon" | "life.pipe.hold");
+        if is_outside && row.verdict == Verdict::Inconclusive && row.detail.contains("was left behind") {
+            row.verdict = Verdict::Refused;
+            row.detail = "gone with the sandbox".to_owned();
+        }
+    }
 }
 
 /// What was seen from outside counts, whatever the probe could tell.
@@ -129,6 +149,17 @@ fn upgrade(battery: &mut Battery, sightings: impl Iterator<Item = Sighting>) {
 /// A word of the command line as reports show it: without the description of the observers, and with `$RUN` for the run's folder.
 fn shown(word: &str, world: &str, folder: &Path) -> String {
     word.replace(world, "{…}").replace(&*folder.to_string_lossy(), "$RUN")
+}
+
+/// Ours, which are the launcher's.
+fn namespaces() -> std::collections::BTreeMap<String, String> {
+    let entries = fs::read_dir("/proc/self/ns").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let link = fs::read_link(entry.path()).ok()?;
+            Some((entry.file_name().to_string_lossy().into_owned(), link.to_string_lossy().into_owned()))
+        })
+        .collect()
 }
 
 fn nonce() -> Result<String, Error> {
@@ -162,8 +193,10 @@ fn ground(
     }
     mode(&scratch, 0o777)?;
     let probe = visible.join(program::NAME);
-    fs::copy(&programs.probe, &probe).map_err(Error::file("copying the probe program to", &probe))?;
-    mode(&probe, 0o755)?;
+    for (from, to) in [(&programs.battery, &probe), (&programs.probe, &top.join("observer"))] {
+        fs::copy(from, to).map_err(Error::file("copying the probe program to", to))?;
+        mode(to, 0o755)?;
+    }
     let input = visible.join("input/file");
     fs::write(&input, "an input\n").map_err(Error::file("writing", &input))?;
     let mut anchorhold = programs.anchorhold.clone();

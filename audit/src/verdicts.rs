@@ -18,6 +18,8 @@ use crate::report::{Report, Run};
 pub enum State {
     /// It was reached.
     Open,
+    /// It was reached, and the sandbox was asked to allow that.
+    Granted,
     /// The probe could not be set up there, so nothing was shown.
     Inconclusive,
     /// The sandbox did not let the battery come to this probe.
@@ -34,8 +36,9 @@ pub enum State {
 
 impl State {
     /// All of them, in the order in which they are counted.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Open,
+        Self::Granted,
         Self::Inconclusive,
         Self::Lost,
         Self::Unproven,
@@ -48,6 +51,7 @@ impl State {
     pub fn name(self) -> &'static str {
         match self {
             Self::Open => "open",
+            Self::Granted => "granted",
             Self::Inconclusive => "inconclusive",
             Self::Lost => "lost",
             Self::Unproven => "unproven",
@@ -61,6 +65,7 @@ impl State {
     pub fn mark(self) -> char {
         match self {
             Self::Open => 'X',
+            Self::Granted => 'g',
             Self::Inconclusive => '?',
             Self::Lost => '!',
             Self::Unproven => '~',
@@ -90,7 +95,7 @@ pub fn state(report: &Report, run: &Run, probe: &Probe) -> State {
         return State::Fact;
     }
     if row.verdict == Verdict::Reached {
-        return State::Open;
+        return if wanted_by(&run.granted, &probe.id) { State::Granted } else { State::Open };
     }
     let proven = proof(report, probe).is_some();
     if !proven && absent_from_host(report, probe) {
@@ -103,9 +108,14 @@ pub fn state(report: &Report, run: &Run, probe: &Probe) -> State {
     }
 }
 
+fn wanted_by(granted: &[String], id: &str) -> bool {
+    !granted.is_empty() && crate::catalogue::wanted(granted, id)
+}
+
 /// Whether every baseline of this kernel calls it absent, root's among them.
 fn absent_from_host(report: &Report, probe: &Probe) -> bool {
-    let mut rows = report.runs.iter().filter(|run| run.baseline).filter_map(|run| run.battery.row(&probe.id)).peekable();
+    let mut rows =
+        report.runs.iter().filter(|run| run.baseline).filter_map(|run| run.battery.row(&probe.id)).peekable();
     rows.peek().is_some() && rows.all(|row| row.verdict == Verdict::Absent)
 }
 

@@ -1,5 +1,6 @@
 //! What probes are told of the outside. The probe program has the same fields, and refuses any other.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -69,4 +70,24 @@ pub struct World {
     pub network_granted: bool,
     /// That user and mount namespaces were granted.
     pub namespaces_granted: bool,
+    /// The starter's namespaces, as `/proc/self/ns` shows them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub namespaces: BTreeMap<String, String>,
+    /// That processes that outlive the sandbox are looked for.
+    pub survivors: bool,
+    /// The processes that the sandbox was limited to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process_limit: Option<u32>,
+    /// The bytes of memory that it was limited to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<u64>,
+    /// The bytes that fit into the scratch folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_limit: Option<u64>,
+    /// The files that fit into the scratch folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inode_limit: Option<u64>,
+    /// The seconds that the sandbox may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_limit: Option<u64>,
 }

@@ -64,6 +64,7 @@ struct Seen {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 struct Survivor {
     pid: i32,
+    name: String,
     command: String,
 }
 
@@ -78,6 +79,8 @@ pub struct Ended {
     pub output: Vec<u8>,
     /// What it wrote on standard error.
     pub errors: Vec<u8>,
+    /// Whether somebody looked for what outlived it.
+    pub watched: bool,
     /// What was seen from outside.
     pub sightings: Vec<Sighting>,
 }
@@ -104,11 +107,17 @@ impl Launcher {
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let mut command = Command::new(program);
         // A group of its own: Ctrl-C is for us, and our end of the socket tells it.
-        command.arg("observe").stdin(OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command
+            .arg("observe")
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
         if let Some(user) = user {
             command.uid(user.uid).gid(user.gid);
             command.env("HOME", &user.home).env("USER", &user.name).env("LOGNAME", &user.name);
-            for variable in ["XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"] {
+            for variable in ["XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"]
+            {
                 command.env_remove(variable);
             }
         }
@@ -117,9 +126,10 @@ impl Launcher {
         let output = Drain::of(child.stdout.take());
         let errors = Drain::of(child.stderr.take());
         let lines = BufReader::new(ours.try_clone().map_err(failed)?);
-        let mut launcher =
-            Self { child, socket: Arc::new(ours), lines, output, errors, missing: Vec::new() };
-        let port = world.nonce.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % 1_000_000 + 100_000;
+        let mut launcher = Self { child, socket: Arc::new(ours), lines, output, errors, missing: Vec::new() };
+        let port = world.nonce.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()))
+            % 1_000_000
+            + 100_000;
         launcher.say(&Order { nonce: &world.nonce, folder, variable: VARIABLE, port }).map_err(failed)?;
         let set_up: SetUp = launcher.hear(program)?;
         let theirs = set_up.world;
@@ -132,6 +142,7 @@ impl Launcher {
         world.user_key = theirs.user_key;
         world.vsock_port = theirs.vsock_port;
         world.terminal = theirs.terminal;
+        world.survivors = true;
         launcher.missing = set_up.missing;
         Ok(launcher)
     }
@@ -155,8 +166,9 @@ impl Launcher {
             Ok(seen) => {
                 ended.status = seen.status;
                 ended.problem = seen.problem;
+                ended.watched = true;
                 ended.sightings.extend(seen.survivors.iter().map(|one| Sighting {
-                    id: "life.daemon",
+                    id: if one.name == "anchor-holder" { "life.pipe.hold" } else { "life.daemon" },
                     detail: format!("process {} outlived the sandbox: {}", one.pid, one.command),
                 }));
                 ended.sightings.extend(seen.keys.iter().map(|key| Sighting {

@@ -28,6 +28,9 @@ pub struct Run {
     pub problem: Option<String>,
     /// Observers that could not be set up.
     pub missing: Vec<String>,
+    /// Ids of probes, or beginnings of ids, whose reaching was asked for, as nested namespaces are by a profile.
+    #[serde(default)]
+    pub granted: Vec<String>,
     /// How long it took, in milliseconds.
     pub milliseconds: u64,
     /// What it said.

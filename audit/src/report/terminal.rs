@@ -123,7 +123,11 @@ fn open_list(text: &mut String, report: &Report, run: &Run, style: Style) {
 /// Several sandboxes side by side: a line for each probe that is open in one of them.
 fn matrix(text: &mut String, report: &Report, runs: &[&Run], style: Style) {
     let runs: Vec<&&Run> = runs.iter().filter(|run| !run.battery.rows.is_empty()).collect();
-    let _ = writeln!(text, "\n{}", style.paint("1", "Open somewhere (X open, . closed, ~ unproven, ? not shown, - not applicable):"));
+    let _ = writeln!(
+        text,
+        "\n{}",
+        style.paint("1", "Open somewhere (X open, g granted, . closed, ~ unproven, ? not shown, - not applicable):")
+    );
     for (number, run) in runs.iter().enumerate() {
         let _ = writeln!(text, "  {} {}", column(number), run.title());
     }
@@ -140,7 +144,11 @@ fn matrix(text: &mut String, report: &Report, runs: &[&Run], style: Style) {
     for probe in probes {
         if severity != Some(probe.severity) {
             severity = Some(probe.severity);
-            let _ = writeln!(text, "{:wide$}{heads}", style.severity(probe.severity, &format!("{:wide$}", probe.severity.name())));
+            let _ = writeln!(
+                text,
+                "{:wide$}{heads}",
+                style.severity(probe.severity, &format!("{:wide$}", probe.severity.name()))
+            );
         }
         let marks: String = runs
             .iter()
@@ -173,6 +181,7 @@ fn not_shown(text: &mut String, report: &Report, judged: &[&Run], style: Style) 
         all
     };
     for (state, why) in [
+        (State::Granted, "reached, because the sandbox was asked for what they need"),
         (State::Unproven, "refused, but nothing on this kernel made the probe reach, so that proves nothing"),
         (State::Inconclusive, "could not be set up in one of the sandboxes"),
         (State::Lost, "lost: a battery ended before it"),

@@ -24,7 +24,11 @@ impl Sandbox for Crun {
     fn prepare(&self, ground: &Ground) -> Result<Inside, String> {
         rootfs::make(ground)?;
         let _ = fs::remove_file(ground.folder.join("config.json"));
-        let made = Command::new("crun").arg("spec").current_dir(&ground.folder).output().map_err(|error| format!("crun spec: {error}"))?;
+        let made = Command::new("crun")
+            .arg("spec")
+            .current_dir(&ground.folder)
+            .output()
+            .map_err(|error| format!("crun spec: {error}"))?;
         if !made.status.success() {
             return Err(format!("crun spec: {}", String::from_utf8_lossy(&made.stderr).trim()));
         }
@@ -44,11 +48,22 @@ impl Sandbox for Crun {
         fs::write(&file, specification.to_string()).map_err(|error| failed(error.to_string()))?;
         let name = format!("audit-{}", ground.nonce);
         let state = text(&ground.folder.join("crun"));
-        Ok(line(["crun", "--root", &state, "--cgroup-manager=disabled", "run", "--bundle", &text(&ground.folder), &name]))
+        Ok(line([
+            "crun",
+            "--root",
+            &state,
+            "--cgroup-manager=disabled",
+            "run",
+            "--bundle",
+            &text(&ground.folder),
+            &name,
+        ]))
     }
 
     fn clean_up(&self, ground: &Ground) {
         let state = text(&ground.folder.join("crun"));
-        let _ = Command::new("crun").args(["--root", &state, "delete", "--force", &format!("audit-{}", ground.nonce)]).output();
+        let _ = Command::new("crun")
+            .args(["--root", &state, "delete", "--force", &format!("audit-{}", ground.nonce)])
+            .output();
     }
 }

@@ -99,6 +99,11 @@ pub trait Sandbox: std::fmt::Debug {
     /// What probes should know of what was granted.
     fn grant(&self, _world: &mut World) {}
 
+    /// Ids of probes, or beginnings of ids, that reach because the sandbox was asked for what they need.
+    fn granted(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The command line that runs these words inside.
     ///
     /// # Errors
@@ -120,6 +125,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ("room", "anchorhold run"),
     ("room:nested", "anchorhold run --profile nested"),
     ("room:fetch", "anchorhold run --profile fetch, with its own way out"),
+    ("room:limited", "anchorhold run with limits on processes and on what is written"),
     ("room:machines", "anchorhold run --profile machines"),
     ("build", "anchorhold build"),
     ("bubblewrap", "bwrap --unshare-all, /usr read-only"),
@@ -157,6 +163,7 @@ pub fn named(word: &str) -> Result<(Box<dyn Sandbox>, bool), Error> {
         "nix-fixed-output" => Box::new(nix::Nix { fixed_output: true }),
         "unshare" => Box::new(unshare::Unshare),
         _ => match bare.strip_prefix("room:") {
+            Some("limited") => Box::new(room::Room::limited()),
             Some(profile @ ("build" | "nested" | "fetch" | "machines")) => Box::new(room::Room::of(profile)),
             _ => {
                 let names: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
@@ -179,7 +186,11 @@ fn text(path: &Path) -> String {
 
 /// A command line of plain words.
 fn line(words: impl IntoIterator<Item = impl Into<String>>) -> Launch {
-    Launch { words: words.into_iter().map(Into::into).collect(), environment: Default::default(), directory: "/".into() }
+    Launch {
+        words: words.into_iter().map(Into::into).collect(),
+        environment: Default::default(),
+        directory: "/".into(),
+    }
 }
 
 /// What a program says to `--version`, its first line.
@@ -189,7 +200,8 @@ fn version_of(program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Resul
     match said {
         Ok(said) => {
             let all = [said.stdout, said.stderr].concat();
-            let first = String::from_utf8_lossy(&all).lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned);
+            let first =
+                String::from_utf8_lossy(&all).lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned);
             first.ok_or_else(|| format!("{} does not say its version", program.to_string_lossy()))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

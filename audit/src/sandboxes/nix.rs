@@ -20,9 +20,13 @@ impl Nix {
         let mut all = vec!["--store".into(), text(&ground.folder.join("nix"))];
         let group = fs::read_to_string("/etc/group").unwrap_or_default();
         let builders = if group.lines().any(|line| line.starts_with("nixbld:")) { "nixbld" } else { "" };
-        for (name, value) in
-            [("build-users-group", builders), ("sandbox", "true"), ("sandbox-fallback", "false"), ("substituters", ""), ("substitute", "false")]
-        {
+        for (name, value) in [
+            ("build-users-group", builders),
+            ("sandbox", "true"),
+            ("sandbox-fallback", "false"),
+            ("substituters", ""),
+            ("substitute", "false"),
+        ] {
             all.extend(["--option".into(), name.into(), value.into()]);
         }
         all
@@ -65,7 +69,8 @@ impl Sandbox for Nix {
     fn launch(&self, ground: &Ground, words: &[String]) -> Result<Launch, String> {
         let (program, arguments) = words.split_first().ok_or("no command")?;
         let input = program.strip_suffix("/anchorhold-probe").unwrap_or(program);
-        let quoted = |word: &str| format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${"));
+        let quoted =
+            |word: &str| format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${"));
         let arguments: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
         let fixed = if self.fixed_output {
             // Any hash does: that it is wrong shows only after the build, and the log has been written by then.

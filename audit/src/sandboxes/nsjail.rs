@@ -23,9 +23,10 @@ impl Sandbox for Nsjail {
 
     fn launch(&self, ground: &Ground, words: &[String]) -> Result<Launch, String> {
         let root = text(&ground.folder.join("rootfs"));
-        let mut all: Vec<String> = ["nsjail", "--quiet", "--mode", "o", "--chroot", &root, "--user", "99999", "--group", "99999"]
-            .map(str::to_owned)
-            .into();
+        let mut all: Vec<String> =
+            ["nsjail", "--quiet", "--mode", "o", "--chroot", &root, "--user", "99999", "--group", "99999"]
+                .map(str::to_owned)
+                .into();
         all.extend(["--tmpfsmount".into(), "/scratch".into(), "--rlimit_as".into(), "inf".into(), "--".into()]);
         all.extend(words.iter().cloned());
         Ok(line(all))

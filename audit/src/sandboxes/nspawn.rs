@@ -22,8 +22,9 @@ impl Sandbox for Nspawn {
 
     fn launch(&self, ground: &Ground, words: &[String]) -> Result<Launch, String> {
         let root = text(&ground.folder.join("rootfs"));
-        let mut all: Vec<String> =
-            ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe", "-D", &root].map(str::to_owned).into();
+        let mut all: Vec<String> = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe", "-D", &root]
+            .map(str::to_owned)
+            .into();
         all.push(format!("--bind-ro={}:/audit", text(&ground.shown)));
         all.extend(["--tmpfs=/scratch".into(), format!("--machine=audit-{}", &ground.nonce[..8]), "--".into()]);
         all.extend(words.iter().cloned());

@@ -27,8 +27,17 @@ impl Sandbox for Podman {
         for (option, name) in [("--root", "storage"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
             all.extend([option.into(), text(&storage.join(name))]);
         }
-        all.extend("--cgroup-manager cgroupfs --events-backend none run --rm --network none --cgroups disabled".split(' ').map(str::to_owned));
-        all.extend(["--volume".into(), format!("{}:/audit:ro", text(&ground.shown)), "--tmpfs".into(), "/scratch".into()]);
+        all.extend(
+            "--cgroup-manager cgroupfs --events-backend none run --rm --network none --cgroups disabled"
+                .split(' ')
+                .map(str::to_owned),
+        );
+        all.extend([
+            "--volume".into(),
+            format!("{}:/audit:ro", text(&ground.shown)),
+            "--tmpfs".into(),
+            "/scratch".into(),
+        ]);
         let (program, arguments) = words.split_first().ok_or("no command")?;
         all.extend(["--entrypoint".into(), program.clone(), "--rootfs".into(), text(&ground.folder.join("rootfs"))]);
         all.extend(arguments.iter().cloned());

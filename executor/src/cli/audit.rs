@@ -1,14 +1,15 @@
 //! `anchorhold audit`: the battery of escape probes, in our rooms and in other sandboxes.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anchorhold_audit::Error;
 use anchorhold_audit::audit::{self, Controls, Request};
 use anchorhold_audit::catalogue::Severity;
-use anchorhold_audit::report::Report;
+use anchorhold_audit::facts::{self, Facts};
 use anchorhold_audit::report::terminal::{self, Style};
+use anchorhold_audit::report::{self, Report};
 use anchorhold_audit::{program, verdicts};
 use anchorhold_sandbox::outcome::exit_status;
 use clap::{Args, ValueEnum};
@@ -23,7 +24,7 @@ pub const SUBCOMMAND: Subcommand = Subcommand {
 
 #[derive(Debug, Args)]
 struct AuditOptions {
-    /// The sandbox to try [host, room, room:nested, room:fetch, build, bubblewrap, crun, podman, nsjail, firejail, nspawn,
+    /// The sandbox to try [host, room, room:limited, room:nested, room:fetch, room:machines, build, bubblewrap, crun, podman, nsjail, firejail, nspawn,
     /// nix, nix-fixed-output, unshare, or a command line with {} in it]
     ///
     /// May be repeated; `user:` before a word starts it as the ordinary user. Without it: our own rooms.
@@ -54,6 +55,10 @@ struct AuditOptions {
     #[arg(long, value_name = "FILE", env = "ANCHORHOLD_PROBE", help_heading = "What is tried")]
     probe_program: Option<PathBuf>,
 
+    /// Another anchorhold to judge
+    #[arg(long, value_name = "FILE", env = "ANCHORHOLD_BIN", hide = true)]
+    anchorhold: Option<PathBuf>,
+
     /// Print the probes, and try nothing
     #[arg(long, help_heading = "Instead")]
     list: bool,
@@ -62,9 +67,33 @@ struct AuditOptions {
     #[arg(long, value_name = "ID", help_heading = "Instead")]
     explain: Option<String>,
 
+    /// Probes of your own: every executable in this folder (docs/audit.md)
+    #[arg(long, value_name = "DIR", help_heading = "What is tried")]
+    probes: Vec<PathBuf>,
+
+    /// Compare two files that --facts has printed
+    #[arg(long, value_names = ["FILE", "FILE"], num_args = 2, help_heading = "Instead")]
+    compare: Vec<PathBuf>,
+
+    /// Collect what tells hosts, boots and runs apart, and print it as JSON
+    #[arg(long, help_heading = "Instead")]
+    facts: bool,
+
     /// Print the report as JSON
     #[arg(long, help_heading = "Reports")]
     json: bool,
+
+    /// Write the report to this file, too: SARIF 2.1.0
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    sarif: Option<PathBuf>,
+
+    /// Write the report to this file, too: JUnit XML
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    junit: Option<PathBuf>,
+
+    /// Write the report to this file, too: a page of HTML that needs no other file
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    html: Option<PathBuf>,
 
     /// Fail, with status 1, when something of this severity or worse is open in a sandbox
     #[arg(long, value_name = "SEVERITY", default_value = "high", help_heading = "Reports")]
@@ -91,16 +120,15 @@ enum FailOn {
 }
 
 impl FailOn {
-    /// Whether this much open is a failure.
-    fn is_met(self, worst: Option<Severity>) -> bool {
-        let limit = match self {
-            Self::Critical => Severity::Critical,
-            Self::High => Severity::High,
-            Self::Medium => Severity::Medium,
-            Self::Low => Severity::Low,
-            Self::Never => return false,
-        };
-        worst.is_some_and(|worst| worst <= limit)
+    /// The least severity that fails.
+    fn limit(self) -> Option<Severity> {
+        match self {
+            Self::Critical => Some(Severity::Critical),
+            Self::High => Some(Severity::High),
+            Self::Medium => Some(Severity::Medium),
+            Self::Low => Some(Severity::Low),
+            Self::Never => None,
+        }
     }
 }
 
@@ -117,8 +145,14 @@ fn run(matches: &clap::ArgMatches) -> ExitCode {
 }
 
 fn audit(options: &AuditOptions) -> Result<i32, Error> {
-    let anchorhold = std::env::current_exe()
-        .map_err(|error| Error::File { what: "finding", path: "/proc/self/exe".into(), error })?;
+    let anchorhold = match &options.anchorhold {
+        Some(named) => named.clone(),
+        None => std::env::current_exe().map_err(|error| Error::File {
+            what: "finding",
+            path: "/proc/self/exe".into(),
+            error,
+        })?,
+    };
     if options.list || options.explain.is_some() {
         let catalogue = program::list(&program::find(options.probe_program.as_deref(), &anchorhold)?)?;
         match &options.explain {
@@ -134,6 +168,11 @@ fn audit(options: &AuditOptions) -> Result<i32, Error> {
         }
         return Ok(0);
     }
+    if let [one, other] = options.compare.as_slice() {
+        let (text, unexplained) = facts::compare(&read_facts(one)?, &read_facts(other)?);
+        print!("{text}");
+        return Ok(i32::from(unexplained > 0));
+    }
     let request = Request {
         anchorhold,
         probe_program: options.probe_program.clone(),
@@ -143,11 +182,13 @@ fn audit(options: &AuditOptions) -> Result<i32, Error> {
         user: options.user.clone(),
         no_baseline: options.no_baseline,
         controls: match options.controls {
+            _ if options.facts => Controls::None,
             WhichControls::Needed => Controls::Needed,
             WhichControls::All => Controls::All,
             WhichControls::None => Controls::None,
         },
-        probes: Vec::new(),
+        probes: options.probes.clone(),
+        facts: options.facts,
     };
     let shows_progress = std::io::stderr().is_terminal();
     let report = audit::make(&request, &mut |what| {
@@ -159,6 +200,22 @@ fn audit(options: &AuditOptions) -> Result<i32, Error> {
         eprint!("\r\x1b[K");
     }
     let report = report?;
+    for (file, text) in [
+        (&options.sarif, report::sarif::write as fn(&Report) -> String),
+        (&options.html, report::html::write as fn(&Report) -> String),
+    ] {
+        if let Some(file) = file {
+            std::fs::write(file, text(&report)).map_err(Error::file("writing", file))?;
+        }
+    }
+    if let Some(file) = &options.junit {
+        std::fs::write(file, report::junit::write(&report, options.fail_on.limit()))
+            .map_err(Error::file("writing", file))?;
+    }
+    if options.facts {
+        print!("{}", Facts::of(&report).to_json());
+        return Ok(0);
+    }
     if options.json {
         print!("{}", report.to_json());
     } else {
@@ -170,7 +227,8 @@ fn audit(options: &AuditOptions) -> Result<i32, Error> {
 
 /// 0, 1 for what is open, 125 when a sandbox that was asked for could not be judged.
 fn status(report: &Report, options: &AuditOptions) -> i32 {
-    if options.fail_on.is_met(verdicts::worst_open(report)) {
+    let worst = verdicts::worst_open(report);
+    if options.fail_on.limit().is_some_and(|limit| worst.is_some_and(|worst| worst <= limit)) {
         return 1;
     }
     let judged = report.runs.iter().filter(|run| !run.baseline);
@@ -179,9 +237,18 @@ fn status(report: &Report, options: &AuditOptions) -> i32 {
         return 0;
     }
     for run in failed {
-        complain(format_args!("{} was not judged: {}", run.title(), run.problem.as_deref().unwrap_or("it was cut off")));
+        complain(format_args!(
+            "{} was not judged: {}",
+            run.title(),
+            run.problem.as_deref().unwrap_or("it was cut off")
+        ));
     }
     exit_status::NOT_STARTED
+}
+
+fn read_facts(file: &Path) -> Result<Facts, Error> {
+    let text = std::fs::read_to_string(file).map_err(Error::file("reading", file))?;
+    serde_json::from_str(&text).map_err(|error| Error::file("reading", file)(error.into()))
 }
 
 /// Columns of the terminal; as on paper where there is none.

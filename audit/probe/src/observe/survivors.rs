@@ -19,6 +19,8 @@ const END: Duration = Duration::from_secs(5);
 pub struct Survivor {
     /// Its id, outside.
     pid: i32,
+    /// Its name.
+    name: String,
     /// Its command line, without what the probes were told of the world.
     command: String,
 }
@@ -26,7 +28,7 @@ pub struct Survivor {
 /// Waits until all processes of the sandbox are gone, at most for the grace period. Who is left is told, and ended.
 pub fn after_grace(nonce: &str, own: &[i32]) -> Vec<Survivor> {
     let left = wait_until_gone(nonce, own, GRACE);
-    let survivors = left.iter().map(|pid| Survivor { pid: *pid, command: command(*pid) }).collect();
+    let survivors = left.iter().map(|pid| Survivor { pid: *pid, name: name(*pid), command: command(*pid) }).collect();
     for pid in &left {
         let _ = calls::raw(libc::SYS_kill, &[*pid as usize, libc::SIGKILL as usize]);
     }
@@ -85,6 +87,10 @@ fn reap(own: &[i32]) {
             let _ = calls::raw(libc::SYS_wait4, &[pid as usize, 0, libc::WNOHANG as usize, 0]);
         }
     }
+}
+
+fn name(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
 fn command(pid: i32) -> String {
