@@ -185,9 +185,10 @@ fn run_controls(
                 Weakening::HostUser => ("host", &[], ordinary),
                 Weakening::Room(options) => ("room", options, None),
                 Weakening::UserRoom(options) => ("room", options, ordinary),
+                Weakening::Peer(word) => (word, &[], None),
                 Weakening::HostRoot => continue,
             };
-            let how = if word == "host" { "no sandbox".to_owned() } else { options.join(" ") };
+            let how = weakening.to_string();
             progress(&format!("control {control}: {how}"));
             let run = if word == "host" {
                 // The baseline may have told already.
@@ -199,6 +200,8 @@ fn run_controls(
                     Some(run) => run.clone(),
                     None => runner::run(sandboxes::named("host")?.0.as_ref(), programs, user, &[], &left)?,
                 }
+            } else if word != "room" {
+                runner::run(sandboxes::named(word)?.0.as_ref(), programs, user, &[], &left)?
             } else {
                 runner::run(sandboxes::weakened_room(options).as_ref(), programs, user, &[], &left)?
             };

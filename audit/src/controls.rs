@@ -13,28 +13,33 @@ pub enum Weakening {
     Room(&'static [&'static str]),
     /// A room of ours with these options, started by the ordinary user, so that the room's processes have that user's kernel id.
     UserRoom(&'static [&'static str]),
+    /// Another sandbox, which has the hole by its make; none where it is not installed.
+    Peer(&'static str),
 }
 
 /// The table. What a layer protects, a second one often protects as well; so a weakening takes away all that would hide it.
 pub fn weakenings(control: Control) -> &'static [Weakening] {
-    use Weakening::{HostRoot, HostUser, Room, UserRoom};
+    use Weakening::{HostRoot, HostUser, Peer, Room, UserRoom};
     match control {
         Control::Host => &[HostUser, HostRoot],
         Control::HostRoot | Control::KernelRoot => &[HostRoot],
         Control::Network => &[Room(&["--without", "network", "--without", "landlock", "--without", "seccomp"])],
-        Control::Pid | Control::Ipc => &[UserRoom(&[
-            "--without",
-            "namespaces",
-            "--without",
-            "landlock",
-            "--without",
-            "identity",
-            "--without",
-            "seccomp",
-            "--without",
-            "proc",
-        ])],
-        Control::Mounts => &[HostUser, HostRoot],
+        Control::Pid | Control::Ipc => &[
+            UserRoom(&[
+                "--without",
+                "namespaces",
+                "--without",
+                "landlock",
+                "--without",
+                "identity",
+                "--without",
+                "seccomp",
+                "--without",
+                "proc",
+            ]),
+            Peer("bubblewrap"),
+        ],
+        Control::Mounts => &[HostUser, HostRoot, Peer("chroot")],
         Control::Seccomp => {
             &[Room(&["--without", "seccomp"]), Room(&["--without", "seccomp", "--without", "capabilities"])]
         }
@@ -63,7 +68,7 @@ pub fn weakenings(control: Control) -> &'static [Weakening] {
         Control::Environment => &[Room(&["--env", "ANCHORHOLD_AUDIT_MARK"])],
         Control::Terminal => &[Room(&["--without", "descriptors", "--without", "seccomp", "--without", "landlock"])],
         Control::Keyring => &[UserRoom(&["--without", "keyring", "--without", "seccomp"])],
-        Control::Limits => &[Room(&["--without", "limits", "--without", "cgroup"])],
+        Control::Limits => &[Peer("room:unlimited")],
         Control::UserNamespaces => &[
             Room(&["--profile", "nested", "--without", "seccomp", "--without", "landlock"]),
             Room(&["--without", "namespaces", "--without", "seccomp", "--without", "landlock"]),
@@ -78,6 +83,7 @@ impl std::fmt::Display for Weakening {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::HostRoot => f.write_str("no sandbox, as root"),
+            Self::Peer(word) => write!(f, "{word}"),
             Self::HostUser => f.write_str("no sandbox, as an ordinary user"),
             Self::Room(options) => write!(f, "anchorhold run {}", options.join(" ")),
             Self::UserRoom(options) => write!(f, "anchorhold run {}, as an ordinary user", options.join(" ")),

@@ -74,11 +74,7 @@ pub fn compare(first: &Facts, second: &Facts) -> (String, usize) {
             unexplained += usize::from(why.is_none());
             let _ = writeln!(text, "  {id}: {}", why.unwrap_or("NOT EXPLAINED"));
             for side in [one, other] {
-                let _ = writeln!(
-                    text,
-                    "      {}",
-                    side.get(id).map_or("(not collected)", String::as_str)
-                );
+                let _ = writeln!(text, "      {}", side.get(id).map_or("(not collected)", String::as_str));
             }
         }
     }

@@ -178,10 +178,12 @@ fn ground(
     room_options: &[String],
     nonce: &str,
 ) -> Result<(TempDir, Ground, PathBuf), Error> {
+    // Not /tmp: some sandboxes put one of their own there, and what they are to run must stay in sight.
+    let place = Path::new("/var/tmp");
     let folder = tempfile::Builder::new()
         .prefix("anchorhold-audit-")
-        .tempdir()
-        .map_err(Error::file("making a folder in", std::env::temp_dir()))?;
+        .tempdir_in(place)
+        .map_err(Error::file("making a folder in", place))?;
     let top = folder.path().to_owned();
     let mode = |path: &Path, mode| {
         fs::set_permissions(path, Permissions::from_mode(mode)).map_err(Error::file("changing the mode of", path))

@@ -1,4 +1,5 @@
-//! firejail, with the profile that it takes for a program that it does not know.
+//! firejail, with the profile that it takes for a program that it does not know. It is named, because root's is another one, which
+//! hides the program itself.
 
 use super::{Ground, Inside, Sandbox, line, version_of};
 use crate::observers::launcher::Launch;
@@ -21,7 +22,8 @@ impl Sandbox for Firejail {
     }
 
     fn launch(&self, _ground: &Ground, words: &[String]) -> Result<Launch, String> {
-        let mut all: Vec<String> = ["firejail", "--quiet", "--"].map(str::to_owned).into();
+        let mut all: Vec<String> =
+            ["firejail", "--quiet", "--profile=/etc/firejail/default.profile", "--"].map(str::to_owned).into();
         all.extend(words.iter().cloned());
         Ok(line(all))
     }

@@ -2,7 +2,6 @@
 
 use super::{Ground, Inside, Sandbox, line, version_of};
 use crate::observers::launcher::Launch;
-use crate::world::World;
 
 /// The bare host.
 #[derive(Debug)]
@@ -19,10 +18,6 @@ impl Sandbox for Host {
 
     fn prepare(&self, ground: &Ground) -> Result<Inside, String> {
         Ok(Inside::of_host(ground))
-    }
-
-    fn grant(&self, world: &mut World) {
-        world.kvm_granted = true;
     }
 
     fn launch(&self, _ground: &Ground, words: &[String]) -> Result<Launch, String> {

@@ -5,6 +5,7 @@
 
 mod bubblewrap;
 mod build;
+mod chroot;
 mod crun;
 mod custom;
 mod firejail;
@@ -137,6 +138,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ("nix", "a build of the installed Nix, sandboxed"),
     ("nix-fixed-output", "a fixed-output build of the installed Nix"),
     ("unshare", "unshare -Urmpniu"),
+    ("chroot", "chroot, as root"),
 ];
 
 /// A sandbox by its word, and whether `user:` asks for the ordinary user.
@@ -162,8 +164,10 @@ pub fn named(word: &str) -> Result<(Box<dyn Sandbox>, bool), Error> {
         "nix" => Box::new(nix::Nix { fixed_output: false }),
         "nix-fixed-output" => Box::new(nix::Nix { fixed_output: true }),
         "unshare" => Box::new(unshare::Unshare),
+        "chroot" => Box::new(chroot::Chroot),
         _ => match bare.strip_prefix("room:") {
             Some("limited") => Box::new(room::Room::limited()),
+            Some("unlimited") => Box::new(room::Room::unlimited()),
             Some(profile @ ("build" | "nested" | "fetch" | "machines")) => Box::new(room::Room::of(profile)),
             _ => {
                 let names: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
@@ -191,6 +195,17 @@ fn line(words: impl IntoIterator<Item = impl Into<String>>) -> Launch {
         environment: Default::default(),
         directory: "/".into(),
     }
+}
+
+/// The words before a container runtime's that give it the pure control groups of version 2 which it wants, on a host that has both
+/// versions; nothing elsewhere.
+fn pure_control_groups() -> Vec<String> {
+    let is_pure = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    if is_pure {
+        return Vec::new();
+    }
+    let script = "umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; exec \"$@\"";
+    ["unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", script, "sh"].map(str::to_owned).into()
 }
 
 /// What a program says to `--version`, its first line.

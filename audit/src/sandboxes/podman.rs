@@ -1,6 +1,6 @@
 //! podman with its defaults, without a network, on a folder instead of an image.
 
-use super::{Ground, Inside, Sandbox, line, rootfs, text, version_of};
+use super::{Ground, Inside, Sandbox, line, pure_control_groups, rootfs, text, version_of};
 use crate::observers::launcher::Launch;
 
 /// `podman run`.
@@ -22,13 +22,14 @@ impl Sandbox for Podman {
 
     fn launch(&self, ground: &Ground, words: &[String]) -> Result<Launch, String> {
         let storage = ground.folder.join("podman");
-        let mut all: Vec<String> = vec!["podman".into()];
+        let mut all = pure_control_groups();
+        all.push("podman".into());
         // Storage of our own: nothing of it is left in the host's.
         for (option, name) in [("--root", "storage"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
             all.extend([option.into(), text(&storage.join(name))]);
         }
         all.extend(
-            "--cgroup-manager cgroupfs --events-backend none run --rm --network none --cgroups disabled"
+            "--cgroup-manager cgroupfs --events-backend none run --rm --network none --cgroups disabled --ulimit nofile=1024:1024 --ulimit nproc=4096:4096"
                 .split(' ')
                 .map(str::to_owned),
         );

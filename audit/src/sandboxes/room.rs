@@ -17,6 +17,12 @@ const PROCESSES: u32 = 300;
 const DISK: u64 = 32 << 20;
 
 impl Room {
+    /// Without limits, but with probes that were told of some: the control of those that look for limits.
+    pub fn unlimited() -> Self {
+        let options = ["--without", "limits", "--without", "cgroup"].map(str::to_owned);
+        Self { options: options.into(), limited: true, ..Self::default() }
+    }
+
     /// With limits.
     pub fn limited() -> Self {
         let options = ["--pids".to_owned(), PROCESSES.to_string(), "--tmpfs-size".to_owned(), DISK.to_string()];

@@ -66,9 +66,8 @@ fn left_behind(world: &World, name: &str, seconds: u64, daemon: bool) -> Finding
             let text = calls::c_path(name);
             let _ = calls::prctl(libc::PR_SET_NAME, &[text.as_ptr() as usize]);
             calls::alarm(0);
-            if daemon {
-                calls::ignore_signals();
-            }
+            // The end of the starter's session is told by a signal, too.
+            calls::ignore_signals();
             // Everything but the output that the holder is to hold; the pipe of the finding above all.
             for descriptor in (0..1024).filter(|number| daemon || ![1, 2].contains(number)) {
                 calls::close(descriptor);
