@@ -95,7 +95,7 @@ pub const PROBES: &[Probe] = &[
                 its own.",
         safe: "ENOENT, EACCES, or the sandbox's own root",
         meaning: "If the first process or a helper was left in the host's tree, its links in /proc are doors to it.",
-        controls: &[Control::HostRoot, Control::Pid],
+        controls: &[Control::Host, Control::HostRoot],
         order: Order::Any,
         root: false,
         run: other_roots,

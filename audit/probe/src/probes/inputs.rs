@@ -151,7 +151,7 @@ pub const PROBES: &[Probe] = &[
         safe: "EROFS or EACCES; only the store's top folder may be writable",
         meaning: "A build that can write there changes what its own later steps use without a trace in its recipe. If the folders are the \
                   host's, it changes the host.",
-        controls: &[Control::HostRoot, Control::Writable],
+        controls: &[Control::HostRoot],
         order: Order::Any,
         root: false,
         run: |_| {
@@ -216,7 +216,7 @@ pub const PROBES: &[Probe] = &[
         tries: "In mounts of its own, takes the read-only flag off the input's mount, or off the first read-only one.",
         safe: "EPERM",
         meaning: "The inputs are those of all builds. Whoever can make them writable changes what every later build uses.",
-        controls: &[Control::HostRoot, Control::Capabilities],
+        controls: &[Control::HostRoot],
         order: Order::Last,
         root: true,
         run: |world| remounted(world, &remount_classic),
@@ -229,7 +229,7 @@ pub const PROBES: &[Probe] = &[
         tries: "The same by the new call.",
         safe: "EPERM or ENOSYS",
         meaning: "The inputs are those of all builds. Whoever can make them writable changes what every later build uses.",
-        controls: &[Control::HostRoot, Control::Capabilities],
+        controls: &[Control::HostRoot],
         order: Order::Last,
         root: true,
         run: |world| remounted(world, &remount_new),

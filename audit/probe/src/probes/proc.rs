@@ -58,7 +58,7 @@ pub const PROBES: &[Probe] = &[
         title: "Settings of its own namespaces may be written",
         severity: Severity::Low,
         reference: "namespaces(7)",
-        tries: "The same for those of the network, user, IPC and UTS namespaces, which are the sandbox's own if it has any.",
+        tries: "The same for those of the network, user, IPC, pid and UTS namespaces, which are the sandbox's own if it has any.",
         safe: "none, but where user namespaces are granted",
         meaning: "Limits on namespaces can be raised again, and a network namespace be weakened.",
         controls: &[Control::HostRoot],
@@ -398,10 +398,10 @@ fn settings(of_interest: impl Fn(&Path) -> bool) -> Finding {
     counted("/proc/sys", |path| if path.is_dir() || of_interest(path) { Descend::Yes } else { Descend::No })
 }
 
-/// Whether a setting belongs to network, user, IPC or UTS namespaces, of which the sandbox may have its own. namespaces(7).
+/// Whether a setting belongs to network, user, IPC, pid or UTS namespaces, of which the sandbox may have its own. namespaces(7).
 fn of_own_namespaces(path: &Path) -> bool {
     const FOLDERS: [&str; 3] = ["/proc/sys/net", "/proc/sys/user", "/proc/sys/fs/mqueue"];
-    const FILES: [&str; 14] = [
+    const FILES: [&str; 15] = [
         "auto_msgmni",
         "domainname",
         "hostname",
@@ -409,6 +409,7 @@ fn of_own_namespaces(path: &Path) -> bool {
         "msgmax",
         "msgmnb",
         "msgmni",
+        "ns_last_pid",
         "sem",
         "sem_next_id",
         "shm_next_id",
