@@ -32,6 +32,11 @@ pub fn answer(words: &[&str]) -> Option<Answer> {
         ["set-attribute", path, name] => set_attribute(path, name),
         ["mkdir", path] => done(fs::create_dir(path)),
         ["rename", from, to] => done(fs::rename(from, to)),
+        ["rename-whiteout", from, to] => {
+            use nix::fcntl::{RenameFlags, renameat2};
+            create(from, 0o644)
+                .and_then(|_| done(renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_WHITEOUT)))
+        }
         ["link", from, to] => done(fs::hard_link(from, to)),
         ["symlink", target, path] => done(std::os::unix::fs::symlink(target, path)),
         ["mknod", path, major, minor] => {

@@ -34,6 +34,25 @@ fn other_modes_are_nobodys_business() {
     }
 }
 
+/// The overlay's whiteout is the one device node that takes no privilege, and the one that a rename makes too.
+const WHITEOUT: [&[&str]; 2] = [&["mknod", "/tmp/node", "0", "0"], &["rename-whiteout", "/tmp/old", "/tmp/new"]];
+
+#[test]
+fn a_whiteout_cannot_be_made_in_any_way() {
+    for profile in ["build", "nested"] {
+        for words in WHITEOUT {
+            assert_eq!(room_of(profile).probe(words).line(), "EPERM", "{profile} {words:?}");
+        }
+    }
+}
+
+#[test]
+fn without_the_layer_a_whiteout_can_be_made() {
+    for words in WHITEOUT {
+        assert_eq!(room().without("seccomp").probe(words).line(), "done", "{words:?}");
+    }
+}
+
 #[test]
 fn sockets_that_reach_around_network_namespaces_are_not_there() {
     // AF_ALG, AF_VSOCK.
