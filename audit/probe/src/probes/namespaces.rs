@@ -170,7 +170,7 @@ const fn user(id: &'static str, title: &'static str, tries: &'static str, run: f
         safe: "ENOSPC or EPERM; where the policy allows them, granted",
         meaning: "In a user namespace of its own a build has every capability over what it makes there: mounts, networks, \
                   packet filters, the parts of the kernel in which most escalations of late were found.",
-        controls: &[Control::Host],
+        controls: &[Control::UserNamespaces, Control::Host],
         order: Order::Last,
         root: false,
         run,
@@ -194,7 +194,7 @@ const fn given(
         safe: "refused; where the policy allows it, granted",
         meaning: "This part of the kernel is for root alone on a host; in a user namespace everybody reaches it, and its \
                   mistakes have made users root.",
-        controls: &[Control::Host],
+        controls: &[Control::UserNamespaces, Control::Host],
         order: Order::Last,
         root: false,
         run,
