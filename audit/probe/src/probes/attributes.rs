@@ -282,8 +282,11 @@ fn flags(file: usize, command: u64) -> Finding {
     }
 }
 
+/// ioctl(2) by one entry of the kernel: descriptor, command, and the argument's bytes.
+type Entry = dyn Fn(usize, u64, &[u8]) -> Result<i64, i32>;
+
 /// Makes a subvolume of btrfs and sets it read-only, by one entry of the kernel or another.
-fn subvolume(world: &World, ioctl: &dyn Fn(usize, u64, &[u8]) -> Result<i64, i32>) -> Finding {
+fn subvolume(world: &World, ioctl: &Entry) -> Finding {
     // BTRFS_IOC_SUBVOL_CREATE, whose structure holds the name from its eighth byte on, and BTRFS_IOC_SUBVOL_SETFLAGS.
     const CREATE: u64 = 0x5000_940e;
     const SET_FLAGS: u64 = 0x4008_941a;
