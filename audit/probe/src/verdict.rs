@@ -54,6 +54,11 @@ impl Finding {
         Self { verdict: Verdict::Absent, errno: None, detail: detail.into() }
     }
 
+    /// The attempt came to nothing without an error number: what was seen in its place.
+    pub fn held(detail: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Refused, errno: None, detail: detail.into() }
+    }
+
     /// Nothing was shown, for this reason.
     pub fn inconclusive(detail: impl Into<String>) -> Self {
         Self { verdict: Verdict::Inconclusive, errno: None, detail: detail.into() }

@@ -3,7 +3,8 @@
 
 use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::Finding;
+use crate::probes::namespaces::is_starters;
+use crate::verdict::{Finding, Verdict};
 use crate::world::World;
 
 /// The probes of this layer.
@@ -13,8 +14,11 @@ pub const PROBES: &[Probe] = &[
         "The machine can be rebooted",
         Severity::Critical,
         "Calls reboot(2) with a wrong magic number: EINVAL comes after the permission check.",
-        "In a pid namespace of its own it ends only that; in the host's, the host.",
-        |_| Finding::past(calls::raw(libc::SYS_reboot, &[0, 0, 0, 0]), &[libc::EINVAL]),
+        "In the host's pid namespace it ends the host. In one of its own it ends only that, and is a fact.",
+        |world| {
+            let finding = Finding::past(calls::raw(libc::SYS_reboot, &[0, 0, 0, 0]), &[libc::EINVAL]);
+            only_its_own(finding, world, "pid")
+        },
     ),
     privileged(
         "sc.privileged.init_module",
@@ -86,17 +90,18 @@ pub const PROBES: &[Probe] = &[
         "The machine can be renamed",
         Severity::Medium,
         "Sets the host name and the domain name that are there.",
-        "In a UTS namespace of its own it is only the sandbox's; in the host's, the host is renamed.",
-        |_| {
+        "In the host's UTS namespace the host is renamed. In one of its own only the sandbox is, and that is a fact.",
+        |world| {
             let set = |number, path: &str| {
                 let name = calls::contents(path, 64).unwrap_or_default();
                 let name = name.strip_suffix(b"\n").unwrap_or(&name);
                 Finding::of(calls::raw(number, &[name.as_ptr() as usize, name.len()]))
             };
-            Finding::worst([
+            let finding = Finding::worst([
                 ("sethostname".to_owned(), set(libc::SYS_sethostname, "/proc/sys/kernel/hostname")),
                 ("setdomainname".to_owned(), set(libc::SYS_setdomainname, "/proc/sys/kernel/domainname")),
-            ])
+            ]);
+            only_its_own(finding, world, "uts")
         },
     ),
     privileged(
@@ -178,6 +183,16 @@ pub const PROBES: &[Probe] = &[
         },
     ),
 ];
+
+/// What is permitted over a namespace of its own does nothing to the host: a fact.
+fn only_its_own(finding: Finding, world: &World, namespace: &str) -> Finding {
+    match finding.verdict {
+        Verdict::Reached if !is_starters(world, namespace) => {
+            Finding::info(format!("permitted, over a {namespace} namespace of its own; {}", finding.detail))
+        }
+        _ => finding,
+    }
+}
 
 /// The probe of one call for administrators.
 const fn privileged(

@@ -159,6 +159,30 @@ pub const PROBES: &[Probe] = &[
         },
         ..FLAGS_BY_OTHER_WAYS
     },
+    Probe {
+        id: "attr.subvolume",
+        title: "Subvolumes that nobody can remove can be made",
+        reference: "btrfs-subvolume(8)",
+        tries: "Makes a subvolume in a folder of its own, on btrfs, sets it read-only, and takes both back.",
+        meaning: "What is in a read-only subvolume cannot be removed, not even by root, until somebody thinks of making it writable: \
+                  build folders and failed outputs stay for ever. It also counts for itself against quotas.",
+        run: |world| subvolume(world, &|file, command, argument| ioctl(file, command, argument.as_ptr() as usize)),
+        ..FLAGS_BY_OTHER_WAYS
+    },
+    Probe {
+        id: "attr.subvolume.int80",
+        title: "Such subvolumes can be made by the i386 entry",
+        reference: "btrfs-subvolume(8)",
+        tries: "The same by int 0x80.",
+        meaning: "What is in a read-only subvolume cannot be removed, not even by root, until somebody thinks of making it writable.",
+        run: |world| {
+            subvolume(world, &|file, command, argument| {
+                let argument = LowMemory::holding(argument)?;
+                calls::int80(54, [file as u32, command as u32, argument.pointer(), 0, 0])
+            })
+        },
+        ..FLAGS_BY_OTHER_WAYS
+    },
 ];
 
 /// What the other ways to set inode flags share.
@@ -256,6 +280,38 @@ fn flags(file: usize, command: u64) -> Finding {
         Err(errno) => unreadable(errno),
         Ok(_) => Finding::of(ioctl(file, command, &raw const word as usize)),
     }
+}
+
+/// ioctl(2) by one entry of the kernel: descriptor, command, and the argument's bytes.
+type Entry = dyn Fn(usize, u64, &[u8]) -> Result<i64, i32>;
+
+/// Makes a subvolume of btrfs and sets it read-only, by one entry of the kernel or another.
+fn subvolume(world: &World, ioctl: &Entry) -> Finding {
+    // BTRFS_IOC_SUBVOL_CREATE, whose structure holds the name from its eighth byte on, and BTRFS_IOC_SUBVOL_SETFLAGS.
+    const CREATE: u64 = 0x5000_940e;
+    const SET_FLAGS: u64 = 0x4008_941a;
+    const READ_ONLY: u64 = 2;
+    let scratch = match Scratch::new(world) {
+        Ok(scratch) => scratch,
+        Err(finding) => return finding,
+    };
+    let Ok(folder) = calls::open(scratch.folder(), libc::O_RDONLY, 0) else {
+        return Finding::inconclusive("no folder");
+    };
+    let mut create = [0; 4096];
+    create[8..11].copy_from_slice(b"sub");
+    if let Err(errno) = ioctl(folder as usize, CREATE, &create) {
+        return Finding::refused(errno);
+    }
+    let flags = |flags: u64| {
+        let file = calls::open(scratch.path("sub"), libc::O_RDONLY, 0)?;
+        let result = ioctl(file as usize, SET_FLAGS, &flags.to_ne_bytes());
+        calls::close(file);
+        result
+    };
+    let locked = flags(READ_ONLY);
+    let _ = flags(0);
+    Finding::reached(if locked.is_ok() { "made and set read-only" } else { "made" })
 }
 
 /// What cannot be read cannot be written back: the file system has none, or reading is refused as well.

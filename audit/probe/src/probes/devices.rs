@@ -1,6 +1,7 @@
 //! Device nodes: what stands in /dev, and whether more can be made.
 
 use std::collections::BTreeSet;
+use std::ffi::CString;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -21,7 +22,10 @@ pub const PROBES: &[Probe] = &[
     ),
     forbidden("dev.forbidden.memory", "The machine's memory and messages can be opened", |_| opened(MEMORY)),
     forbidden("dev.forbidden.disk", "The machine's disks can be opened", disks),
-    forbidden("dev.forbidden.kernel", "Devices that drive parts of the kernel can be opened", |_| opened(KERNEL)),
+    Probe {
+        controls: &[Control::HostRoot, Control::Devices],
+        ..forbidden("dev.forbidden.kernel", "Devices that drive parts of the kernel can be opened", |_| opened(KERNEL))
+    },
     forbidden("dev.forbidden.console", "The machine's consoles can be opened", |_| opened(CONSOLES)),
     forbidden("dev.forbidden.hardware", "The machine's hardware can be opened", |_| opened(HARDWARE)),
     Probe {
@@ -51,7 +55,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Opens /dev/kvm, if it was not granted.",
         safe: "ENOENT",
         meaning: "KVM is a large part of the kernel, and a way to hide what runs.",
-        controls: &[Control::HostRoot, Control::Devices],
+        controls: &[Control::HostRoot],
         order: Order::Any,
         root: false,
         run: |world| Finding::of(kvm()).granted(world.kvm_granted),
@@ -103,12 +107,22 @@ pub const PROBES: &[Probe] = &[
         })
     }),
     Probe {
+        tries: "The same by int 0x80.",
+        ..whiteout("dev.whiteout.rename.int80", "Whiteouts can be made by the i386 renameat2", |world| {
+            whited_out(world, &|path, _, _| {
+                let (old, new) = renamed(path)?;
+                let (old, new) =
+                    (LowMemory::holding(old.as_bytes_with_nul())?, LowMemory::holding(new.as_bytes_with_nul())?);
+                // renameat2(2) of asm/unistd_32.h.
+                calls::int80(353, [HERE as u32, old.pointer(), HERE as u32, new.pointer(), LEAVE_WHITEOUT as u32])
+            })
+        })
+    },
+    Probe {
         tries: "Renames a file of its own and leaves a whiteout (a character device 0:0) at the old name.",
         ..whiteout("dev.whiteout.rename", "Whiteouts can be made by renameat2", |world| {
             whited_out(world, &|path, _, _| {
-                const LEAVE_WHITEOUT: usize = 4;
-                std::fs::write(path, b"probe\n").map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
-                let (old, new) = (calls::c_path(path), calls::c_path(path.with_extension("renamed")));
+                let (old, new) = renamed(path)?;
                 calls::raw(
                     libc::SYS_renameat2,
                     &[HERE, old.as_ptr() as usize, HERE, new.as_ptr() as usize, LEAVE_WHITEOUT],
@@ -166,6 +180,8 @@ pub const PROBES: &[Probe] = &[
 ];
 
 const HERE: usize = libc::AT_FDCWD as usize;
+/// `RENAME_WHITEOUT`, linux/fs.h.
+const LEAVE_WHITEOUT: usize = 4;
 
 /// Names in /dev, in one text for `--explain`.
 const MEMORY: &str = "mem kmem port kmsg core oldmem mcelog nvram";
@@ -189,7 +205,7 @@ const fn forbidden(id: &'static str, title: &'static str, run: fn(&World) -> Fin
         tries: "Opens devices by their usual names for reading, and reads nothing.",
         safe: "ENOENT; EACCES is weaker, as then only the user id protects them",
         meaning: "Devices reach the machine past all namespaces: its memory, its disks, its screen, and drivers with errors of their own.",
-        controls: &[Control::HostRoot, Control::Devices],
+        controls: &[Control::HostRoot],
         order: Order::Any,
         root: false,
         run,
@@ -299,6 +315,12 @@ fn made(world: &World, kind: u32, device: u64, mknod: &dyn Fn(&Path, u32, u64) -
     }
 }
 
+/// Makes a file: its name, and the one that it is to have.
+fn renamed(path: &Path) -> Result<(CString, CString), i32> {
+    std::fs::write(path, b"probe\n").map_err(|error| error.raw_os_error().unwrap_or(libc::EIO))?;
+    Ok((calls::c_path(path), calls::c_path(path.with_extension("renamed"))))
+}
+
 fn whited_out(world: &World, make: &dyn Fn(&Path, u32, u64) -> Result<i64, i32>) -> Finding {
     let scratch = match Scratch::new(world) {
         Ok(scratch) => scratch,
@@ -331,7 +353,7 @@ fn terminals(_: &World) -> Finding {
         })
         .collect();
     if others.is_empty() {
-        Finding { verdict: Verdict::Refused, ..Finding::info("no other terminal") }
+        Finding::held("no other terminal")
     } else {
         Finding::reached(format!("terminals {}", others.join(" ")))
     }

@@ -95,7 +95,7 @@ pub const PROBES: &[Probe] = &[
                 its own.",
         safe: "ENOENT, EACCES, or the sandbox's own root",
         meaning: "If the first process or a helper was left in the host's tree, its links in /proc are doors to it.",
-        controls: &[Control::HostRoot, Control::Pid],
+        controls: &[Control::Host, Control::HostRoot],
         order: Order::Any,
         root: false,
         run: other_roots,
@@ -355,10 +355,7 @@ fn above(_: &World) -> Finding {
         }
     }
     if open.is_empty() {
-        Finding {
-            verdict: Verdict::Refused,
-            ..Finding::info(format!("{tried} folders, all below the root; in {here}"))
-        }
+        Finding::held(format!("{tried} folders, all below the root; in {here}"))
     } else {
         Finding::reached(open.join(", "))
     }
@@ -386,7 +383,7 @@ fn break_out(world: &World) -> Finding {
     });
     match outcome {
         Ok(Some(0)) => Finding::reached(format!("above the root, which is inode {}", before.1)),
-        Ok(Some(255)) => Finding { verdict: Verdict::Refused, ..Finding::info("it ends at the same root") },
+        Ok(Some(255)) => Finding::held("it ends at the same root"),
         Ok(Some(errno)) => Finding::refused(errno),
         Ok(None) => Finding::refused(libc::EPERM).with("killed"),
         Err(errno) => Finding::inconclusive(format!("no process: {}", name_of(errno))),
@@ -409,7 +406,7 @@ fn other_roots(world: &World) -> Finding {
         match files::identity(&there) {
             Err(errno) => Finding::refused(errno),
             Ok(other) if link.ends_with("root") && Ok(other) != own => Finding::reached("a root that is not ours"),
-            Ok(_) => Finding { verdict: Verdict::Refused, ..Finding::info("our own") },
+            Ok(_) => Finding::held("our own"),
         }
     };
     let findings: Vec<(String, Finding)> = links.iter().map(|link| (link.clone(), found(link))).collect();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::calls;
 use crate::files::{self, Descend, Mount, Scratch};
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, Verdict, name_of};
+use crate::verdict::{Finding, name_of};
 use crate::world::World;
 
 /// The probes of this layer.
@@ -99,6 +99,45 @@ pub const PROBES: &[Probe] = &[
         |world| on_input(world, |path| creates(path.parent().unwrap_or(path))),
     ),
     Probe {
+        severity: Severity::Low,
+        reference: "flock(2); nix-sandbox H5",
+        safe: "EACCES, or known to be open",
+        meaning: "Two builds that share an input can signal each other by locking it, and keep out programs of the host that lock it. Work \
+                  needs locks, and the kernel has no way to refuse them on read-only mounts alone.",
+        controls: &[Control::Host],
+        ..input(
+            "fs.input.lock",
+            "An input can be locked",
+            "Locks the input against all others, and unlocks it.",
+            |world| {
+                with_input(world, |path| {
+                    let locked = calls::open(path, libc::O_RDONLY, 0).and_then(|file| {
+                        calls::raw(libc::SYS_flock, &[file as usize, (libc::LOCK_EX | libc::LOCK_NB) as usize])
+                    });
+                    Finding::of(locked)
+                })
+            },
+        )
+    },
+    Probe {
+        severity: Severity::Low,
+        reference: "inotify(7)",
+        safe: "EACCES, or known to be open",
+        meaning: "A build that watches a shared input sees when other builds and programs of the host use it. Work needs inotify, and the \
+                  kernel has no way to refuse it on inputs alone.",
+        controls: &[Control::Host],
+        ..input("fs.input.watch", "An input can be watched", "Asks to be told who opens the input.", |world| {
+            with_input(world, |path| {
+                let path = calls::c_path(path);
+                let watched = calls::raw(libc::SYS_inotify_init1, &[libc::IN_CLOEXEC as usize]).and_then(|queue| {
+                    let arguments = [queue as usize, path.as_ptr() as usize, libc::IN_OPEN as usize];
+                    calls::raw(libc::SYS_inotify_add_watch, &arguments)
+                });
+                Finding::of(watched)
+            })
+        })
+    },
+    Probe {
         id: "fs.input.pagecache",
         title: "The page cache of inputs is in reach of AF_ALG",
         severity: Severity::High,
@@ -151,7 +190,7 @@ pub const PROBES: &[Probe] = &[
         safe: "EROFS or EACCES; only the store's top folder may be writable",
         meaning: "A build that can write there changes what its own later steps use without a trace in its recipe. If the folders are the \
                   host's, it changes the host.",
-        controls: &[Control::HostRoot, Control::Writable],
+        controls: &[Control::HostRoot],
         order: Order::Any,
         root: false,
         run: |_| {
@@ -174,28 +213,6 @@ pub const PROBES: &[Probe] = &[
         run: mount_flags,
     },
     Probe {
-        id: "fs.mount.propagation",
-        title: "Mounts are shared with the host",
-        severity: Severity::Medium,
-        reference: "mount_namespaces(7)",
-        tries: "Looks for mounts in a peer group (shared) or that receive from one (master).",
-        safe: "all mounts private",
-        meaning: "What is mounted on one side of a shared mount appears on the other: disks that are plugged in turn up inside, and mounts \
-                  made inside turn up outside.",
-        controls: &[Control::Mounts],
-        order: Order::Any,
-        root: false,
-        run: |_| {
-            judge_mounts(|mount| {
-                let words: Vec<&str> = mount.propagation.iter().map(String::as_str).collect();
-                words
-                    .iter()
-                    .any(|word| word.starts_with("shared:") || word.starts_with("master:"))
-                    .then(|| words.join(" "))
-            })
-        },
-    },
-    Probe {
         id: "fs.suid.binaries",
         title: "Set-id programs are in reach on a mount that honours them",
         severity: Severity::Medium,
@@ -216,7 +233,7 @@ pub const PROBES: &[Probe] = &[
         tries: "In mounts of its own, takes the read-only flag off the input's mount, or off the first read-only one.",
         safe: "EPERM",
         meaning: "The inputs are those of all builds. Whoever can make them writable changes what every later build uses.",
-        controls: &[Control::HostRoot, Control::Capabilities],
+        controls: &[Control::HostRoot],
         order: Order::Last,
         root: true,
         run: |world| remounted(world, &remount_classic),
@@ -229,7 +246,7 @@ pub const PROBES: &[Probe] = &[
         tries: "The same by the new call.",
         safe: "EPERM or ENOSYS",
         meaning: "The inputs are those of all builds. Whoever can make them writable changes what every later build uses.",
-        controls: &[Control::HostRoot, Control::Capabilities],
+        controls: &[Control::HostRoot],
         order: Order::Last,
         root: true,
         run: |world| remounted(world, &remount_new),
@@ -323,7 +340,7 @@ fn judge_mounts(fault: impl Fn(&Mount) -> Option<String>) -> Finding {
     let faults: Vec<String> =
         mounts.iter().filter_map(|mount| fault(mount).map(|words| format!("{} ({words})", mount.point))).collect();
     match faults.len() {
-        0 => Finding { verdict: Verdict::Refused, ..Finding::info(format!("none of {} mounts", mounts.len())) },
+        0 => Finding::held(format!("none of {} mounts", mounts.len())),
         _ => Finding::reached(faults.join(", ")),
     }
 }
@@ -365,9 +382,7 @@ fn set_id_programs(_: &World) -> Finding {
     match (found.is_empty(), covered) {
         (false, _) => Finding::reached(found.join(" ")),
         (true, 0) => Finding::absent(format!("none{part}")),
-        (true, count) => {
-            Finding { verdict: Verdict::Refused, ..Finding::info(format!("{count}{part}, all on mounts with nosuid")) }
-        }
+        (true, count) => Finding::held(format!("{count}{part}, all on mounts with nosuid")),
     }
 }
 
@@ -436,6 +451,7 @@ fn remount_new(mount: &Mount, writable: bool) -> Result<i64, i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::Verdict;
 
     fn mount(line: &str) -> Mount {
         files::mount(line).expect("a whole line")

@@ -14,7 +14,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Attaches the observer's segment by its key and reads the nonce.",
         safe: "ENOENT",
         meaning: "Databases and desktops of the host keep memory there; two builds can talk through it.",
-        controls: &[Control::Ipc],
+        controls: &[Control::Ipc, Control::Host],
         order: Order::Any,
         root: false,
         run: |world| match world.shared_memory_key {
@@ -30,7 +30,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Opens the observer's queue and takes no message.",
         safe: "ENOENT",
         meaning: "Messages of host programs can be read and forged; two builds can talk through a queue.",
-        controls: &[Control::Ipc],
+        controls: &[Control::Ipc, Control::Host],
         order: Order::Any,
         root: false,
         run: |world| match &world.message_queue {
@@ -51,7 +51,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Reads the observer's file in /dev/shm and looks for the nonce.",
         safe: "ENOENT",
         meaning: "Browsers and databases of the host keep memory there; two builds can talk through it.",
-        controls: &[Control::Host],
+        controls: &[Control::Devices, Control::Host],
         order: Order::Any,
         root: false,
         run: |world| match &world.shared_memory_file {
@@ -71,7 +71,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Asks how many shared memory segments there are.",
         safe: "none",
         meaning: "In an IPC namespace of its own there is nothing before the first program makes it.",
-        controls: &[Control::Ipc],
+        controls: &[Control::Ipc, Control::Host],
         order: Order::Any,
         root: false,
         run: |_| {

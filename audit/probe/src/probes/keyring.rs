@@ -16,7 +16,7 @@ pub const PROBES: &[Probe] = &[
         safe: "ENOKEY or ENOSYS",
         meaning: "Credentials of Kerberos, of encrypted disks and network file systems lie in keyrings. Found is half way \
                   to read.",
-        controls: &[Control::Host],
+        controls: &[Control::Keyring, Control::Host],
         order: Order::Any,
         root: false,
         run: |world| match &world.session_key {
@@ -32,7 +32,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Reads the observer's key and looks for the nonce.",
         safe: "ENOKEY or ENOSYS; EACCES means found, but not possessed",
         meaning: "Credentials of the user who started the sandbox are the build's.",
-        controls: &[Control::Host],
+        controls: &[Control::Keyring, Control::Host],
         order: Order::Any,
         root: false,
         run: |world| match &world.session_key {
@@ -48,7 +48,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Where the observer's key is found, adds one beside it that expires after a minute.",
         safe: "ENOKEY or ENOSYS",
         meaning: "What one build leaves the next one finds: a channel between builds that share nothing else.",
-        controls: &[Control::Host],
+        controls: &[Control::Keyring, Control::Host],
         order: Order::Any,
         root: false,
         run: planted,

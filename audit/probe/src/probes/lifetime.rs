@@ -108,7 +108,14 @@ fn zombies(count: usize) -> Finding {
         None => Finding::refused(libc::ECHILD).with("all were collected"),
         Some(None) => Finding::inconclusive("processes cannot be listed"),
         Some(Some(left)) if left < count => Finding::refused(libc::ECHILD).with(format!("{left} are still there")),
-        Some(Some(left)) => Finding::reached(format!("{left} zombies")),
+        Some(Some(left)) => {
+            // This is a child of the battery.
+            let whose = match calls::raw(libc::SYS_getppid, &[]) {
+                Ok(1) => "process 1 is the payload itself",
+                _ => "process 1 does not collect them",
+            };
+            Finding::reached(format!("{left} zombies; {whose}"))
+        }
     }
 }
 

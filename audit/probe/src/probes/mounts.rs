@@ -135,7 +135,7 @@ pub const PROBES: &[Probe] = &[
         controls: &[Control::Host],
         order: Order::Last,
         root: false,
-        run: fresh_proc,
+        run: |world| fresh_proc(world).granted(world.namespaces_granted),
     },
     direct(
         "mnt.pivot",

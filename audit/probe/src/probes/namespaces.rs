@@ -25,38 +25,40 @@ pub const PROBES: &[Probe] = &[
         "ns.user.unshare",
         "A user namespace can be made by unshare(2)",
         "Unshares its user namespace.",
-        |_| Finding::of(calls::unshare(libc::CLONE_NEWUSER)),
+        |world| Finding::of(calls::unshare(libc::CLONE_NEWUSER)).granted(world.namespaces_granted),
     ),
     user(
         "ns.user.clone",
         "A user namespace can be made by clone(2)",
         "Makes a child in a new user namespace by clone(2).",
-        |_| {
+        |world| {
             let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
-            Finding::of(forked(|| calls::raw(libc::SYS_clone, &[flags as usize])))
+            Finding::of(forked(|| calls::raw(libc::SYS_clone, &[flags as usize]))).granted(world.namespaces_granted)
         },
     ),
     user(
         "ns.user.clone3",
         "A user namespace can be made by clone3(2)",
         "Makes a child in a new user namespace by clone3(2), whose flags lie behind a pointer.",
-        |_| {
+        |world| {
             // struct clone_args: flags first, the exit signal fifth.
             let arguments = [libc::CLONE_NEWUSER as u64, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0];
             let size = size_of_val(&arguments);
             Finding::of(forked(|| calls::raw(libc::SYS_clone3, &[arguments.as_ptr() as usize, size])))
+                .granted(world.namespaces_granted)
         },
     ),
     user(
         "ns.user.int80",
         "A user namespace can be made by the 32-bit entry",
         "Unshares its user namespace by the i386 call, and makes a child in a new one by the i386 clone.",
-        |_| {
+        |world| {
             let flags = (libc::CLONE_NEWUSER | libc::SIGCHLD) as u32;
             Finding::worst([
                 ("clone".to_owned(), Finding::of(forked(|| calls::int80(120, [flags, 0, 0, 0, 0])))),
                 ("unshare".to_owned(), Finding::of(calls::int80(310, [libc::CLONE_NEWUSER as u32, 0, 0, 0, 0]))),
             ])
+            .granted(world.namespaces_granted)
         },
     ),
     given(
@@ -64,8 +66,9 @@ pub const PROBES: &[Probe] = &[
         "In a user namespace of its own it mounts a file system",
         "In a new user and mount namespace, mounts a tmpfs.",
         "CVE-2022-0185",
-        |_| {
+        |world| {
             Finding::of(nested(libc::CLONE_NEWNS).and_then(|_| calls::mount("tmpfs", "/", "tmpfs", 0, "size=64k")))
+                .granted(world.namespaces_granted)
         },
     ),
     given(
@@ -73,7 +76,9 @@ pub const PROBES: &[Probe] = &[
         "In a user namespace of its own it mounts an overlay",
         "In a new user and mount namespace, mounts an overlay over folders of a tmpfs.",
         "CVE-2023-0386, CVE-2021-3493",
-        |world| Finding::of(nested(libc::CLONE_NEWNS).and_then(|_| overlay(world))),
+        |world| {
+            Finding::of(nested(libc::CLONE_NEWNS).and_then(|_| overlay(world))).granted(world.namespaces_granted)
+        },
     ),
     given(
         "ns.user.net",
@@ -165,7 +170,7 @@ const fn user(id: &'static str, title: &'static str, tries: &'static str, run: f
         safe: "ENOSPC or EPERM; where the policy allows them, granted",
         meaning: "In a user namespace of its own a build has every capability over what it makes there: mounts, networks, \
                   packet filters, the parts of the kernel in which most escalations of late were found.",
-        controls: &[Control::Host],
+        controls: &[Control::UserNamespaces, Control::Host],
         order: Order::Last,
         root: false,
         run,
@@ -189,7 +194,7 @@ const fn given(
         safe: "refused; where the policy allows it, granted",
         meaning: "This part of the kernel is for root alone on a host; in a user namespace everybody reaches it, and its \
                   mistakes have made users root.",
-        controls: &[Control::Host],
+        controls: &[Control::UserNamespaces, Control::Host],
         order: Order::Last,
         root: false,
         run,
@@ -198,16 +203,36 @@ const fn given(
 
 fn shared(world: &World) -> Finding {
     if world.namespaces.is_empty() {
-        return Finding::inconclusive("the starter's namespaces were not told");
-    }
-    Finding::worst(world.namespaces.iter().filter(|(name, _)| !name.starts_with("time")).map(|(name, outer)| {
-        let finding = match std::fs::read_link(format!("/proc/self/ns/{name}")) {
-            Ok(own) if own.as_os_str() == outer.as_str() => Finding::reached(""),
-            Ok(_) => Finding::absent("another"),
-            Err(error) => Finding::refused(error.raw_os_error().unwrap_or(0)),
+        let first: Vec<&str> = FIRST.iter().map(|(name, _)| *name).filter(|name| is_starters(world, name)).collect();
+        return match first.is_empty() {
+            true => Finding::inconclusive("the starter's namespaces were not told, and these are not the machine's first"),
+            false => Finding::reached(format!("{}: the machine's first", first.join(", "))),
         };
+    }
+    Finding::worst(world.namespaces.keys().filter(|name| !name.starts_with("time")).map(|name| {
+        let finding = if is_starters(world, name) { Finding::reached("") } else { Finding::absent("another") };
         (name.clone(), finding)
     }))
+}
+
+/// The numbers of the namespaces that a machine begins with, linux/proc_ns.h.
+const FIRST: &[(&str, u32)] = &[
+    ("ipc", 0xefff_ffff),
+    ("uts", 0xefff_fffe),
+    ("user", 0xefff_fffd),
+    ("pid", 0xefff_fffc),
+    ("cgroup", 0xefff_fffb),
+];
+
+/// Whether a namespace is the starter's own, or, where that was not told, the machine's first of its kind.
+pub fn is_starters(world: &World, name: &str) -> bool {
+    let Ok(own) = std::fs::read_link(format!("/proc/self/ns/{name}")) else { return false };
+    match world.namespaces.get(name) {
+        Some(outer) => own.as_os_str() == outer.as_str(),
+        None => FIRST
+            .iter()
+            .any(|(first, number)| *first == name && own.as_os_str() == format!("{name}:[{number}]").as_str()),
+    }
 }
 
 /// A call that returns twice, as fork(2) does: its child ends at once, and is waited for.

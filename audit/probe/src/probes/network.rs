@@ -19,7 +19,7 @@ pub const PROBES: &[Probe] = &[
         safe: "ECONNREFUSED (own network namespace) or EPERM (Landlock's scope)",
         meaning: "Abstract sockets belong to the network namespace, not to files. Over one, descriptors go out of the \
                   sandbox to a helper that changes outputs after they were checked, or into another build.",
-        controls: &[Control::Host],
+        controls: &[Control::Network, Control::Host],
         order: Order::Any,
         root: false,
         run: |world| match &world.abstract_socket {
@@ -36,7 +36,7 @@ pub const PROBES: &[Probe] = &[
         safe: "nobody arrives",
         meaning: "Whoever can dial in can hand over descriptors, and so turn a sandbox inside out. Landlock's scope does \
                   not stop this direction; only a network namespace of its own does.",
-        controls: &[Control::Host],
+        controls: &[Control::Network, Control::Host],
         order: Order::Any,
         root: false,
         run: dialled,
@@ -50,7 +50,7 @@ pub const PROBES: &[Probe] = &[
         safe: "no connection, or the message is refused",
         meaning: "The receiver keeps write access to the build's folder and outputs after they were checked and \
                   registered: the store can be changed for everybody.",
-        controls: &[Control::Host],
+        controls: &[Control::Network, Control::Host],
         order: Order::Any,
         root: false,
         run: |world| match &world.abstract_socket {
@@ -114,7 +114,7 @@ pub const PROBES: &[Probe] = &[
         safe: "ECONNREFUSED on an own loopback, or unreachable",
         meaning: "Databases, browsers' debuggers, package proxies and cloud agents trust whoever comes from the same \
                   machine.",
-        controls: &[Control::Network],
+        controls: &[Control::Network, Control::Host],
         order: Order::Any,
         root: false,
         run: |world| match world.tcp_port {
@@ -130,7 +130,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Sends the observer's TCP port of 127.0.0.1 one byte with MSG_FASTOPEN instead of connect(2).",
         safe: "refused or unreachable",
         meaning: "Landlock's rule on TCP connect is not asked on this way: a sandbox that builds on it alone is open.",
-        controls: &[Control::Network],
+        controls: &[Control::Network, Control::Host],
         order: Order::Any,
         root: false,
         run: |world| match world.tcp_port {
@@ -156,7 +156,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Connects a UDP socket to 192.0.2.1 and one to 2001:db8::1, which asks for a route and sends nothing.",
         safe: "ENETUNREACH",
         meaning: "What is built depends on servers elsewhere, and what is seen inside can be sent away.",
-        controls: &[Control::Network],
+        controls: &[Control::Network, Control::Host],
         order: Order::Any,
         root: false,
         run: |world| {
@@ -176,7 +176,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Connects a UDP socket to 169.254.169.254, which asks for a route and sends nothing.",
         safe: "ENETUNREACH; where a network was granted only its packet filter can tell, and the probe is inconclusive",
         meaning: "On most clouds whoever reaches that address gets the machine's own credentials.",
-        controls: &[Control::Network],
+        controls: &[Control::Network, Control::Host],
         order: Order::Any,
         root: false,
         run: |world| match Finding::of(routed(libc::AF_INET, &internet_address([169, 254, 169, 254], 80))) {

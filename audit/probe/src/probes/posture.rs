@@ -16,7 +16,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Asks whether no_new_privs is set.",
         safe: "it is",
         meaning: "A set-id program that is found anywhere then runs with its owner's rights.",
-        controls: &[Control::Host],
+        controls: &[Control::Capabilities, Control::Host],
         order: Order::Any,
         root: false,
         run: |_| match calls::prctl(libc::PR_GET_NO_NEW_PRIVS, &[]) {
@@ -152,7 +152,7 @@ const fn capabilities(
         tries,
         safe: "empty",
         meaning,
-        controls: &[Control::Capabilities],
+        controls: &[Control::HostRoot],
         order: Order::Any,
         root: false,
         run,

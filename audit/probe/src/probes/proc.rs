@@ -58,7 +58,7 @@ pub const PROBES: &[Probe] = &[
         title: "Settings of its own namespaces may be written",
         severity: Severity::Low,
         reference: "namespaces(7)",
-        tries: "The same for those of the network, user, IPC and UTS namespaces, which are the sandbox's own if it has any.",
+        tries: "The same for those of the network, user, IPC, pid and UTS namespaces, which are the sandbox's own if it has any.",
         safe: "none, but where user namespaces are granted",
         meaning: "Limits on namespaces can be raised again, and a network namespace be weakened.",
         controls: &[Control::HostRoot],
@@ -200,7 +200,7 @@ pub const PROBES: &[Probe] = &[
             Err(errno) => Finding::refused(errno),
             Ok(text) if text.is_empty() => Finding::absent("empty"),
             Ok(text) if shows_addresses(&String::from_utf8_lossy(&text)) => Finding::reached("addresses"),
-            Ok(_) => Finding { verdict: Verdict::Refused, ..Finding::info("zeros") },
+            Ok(_) => Finding::held("zeros"),
         },
     },
     Probe {
@@ -252,7 +252,7 @@ pub const PROBES: &[Probe] = &[
         run: |_| {
             of_first_process(|| match calls::contents("/proc/1/cmdline", 4096) {
                 Ok(text) => match text.iter().filter(|&&byte| byte == 0).count() {
-                    0 | 1 => Finding { verdict: Verdict::Refused, ..Finding::info(shown(&text)) },
+                    0 | 1 => Finding::held(shown(&text)),
                     _ => Finding::reached(shown(&text)),
                 },
                 Err(errno) => Finding::refused(errno),
@@ -375,9 +375,7 @@ fn of_proc(path: &str, flags: i32) -> Finding {
     match files::opens(path, flags) {
         Err(errno) => Finding::refused(errno),
         Ok(_) => match files::file_system(path) {
-            Ok(system) if system.kind != files::PROC => {
-                Finding { verdict: Verdict::Refused, ..Finding::info("covered") }
-            }
+            Ok(system) if system.kind != files::PROC => Finding::held("covered"),
             _ => Finding::reached(""),
         },
     }
@@ -398,10 +396,10 @@ fn settings(of_interest: impl Fn(&Path) -> bool) -> Finding {
     counted("/proc/sys", |path| if path.is_dir() || of_interest(path) { Descend::Yes } else { Descend::No })
 }
 
-/// Whether a setting belongs to network, user, IPC or UTS namespaces, of which the sandbox may have its own. namespaces(7).
+/// Whether a setting belongs to network, user, IPC, pid or UTS namespaces, of which the sandbox may have its own. namespaces(7).
 fn of_own_namespaces(path: &Path) -> bool {
     const FOLDERS: [&str; 3] = ["/proc/sys/net", "/proc/sys/user", "/proc/sys/fs/mqueue"];
-    const FILES: [&str; 14] = [
+    const FILES: [&str; 15] = [
         "auto_msgmni",
         "domainname",
         "hostname",
@@ -409,6 +407,7 @@ fn of_own_namespaces(path: &Path) -> bool {
         "msgmax",
         "msgmnb",
         "msgmni",
+        "ns_last_pid",
         "sem",
         "sem_next_id",
         "shm_next_id",
@@ -459,7 +458,7 @@ pub fn counted(folder: &str, enter: impl Fn(&Path) -> Descend) -> Finding {
     if count > 0 {
         Finding::reached(format!("{count} of {total}{part}: {} …", first.join(", ")))
     } else if complete {
-        Finding { verdict: Verdict::Refused, ..Finding::info(format!("none of {total}")) }
+        Finding::held(format!("none of {total}"))
     } else {
         Finding::inconclusive(format!("none of {total}{part}"))
     }
@@ -488,7 +487,7 @@ fn shown(text: &[u8]) -> String {
 fn of_first_process(attempt: impl FnOnce() -> Finding) -> Finding {
     let first = calls::contents("/proc/1/cmdline", 1 << 16);
     if first == calls::contents("/proc/self/cmdline", 1 << 16) {
-        return Finding { verdict: Verdict::Refused, ..Finding::info("the first process is the payload itself") };
+        return Finding::held("the first process is the payload itself");
     }
     if let Err(errno) = first {
         return Finding::refused(errno);
@@ -521,7 +520,7 @@ fn foreign_processes(world: &World) -> Finding {
     if world.victim.is_none() {
         return Finding::inconclusive(format!("{processes} processes, but no victim was started to look for"));
     }
-    Finding { verdict: Verdict::Refused, ..Finding::info(format!("{processes} processes, all of the sandbox")) }
+    Finding::held(format!("{processes} processes, all of the sandbox"))
 }
 
 /// The value behind a name in a file such as /proc/self/status.

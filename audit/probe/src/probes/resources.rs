@@ -12,8 +12,8 @@ pub const PROBES: &[Probe] = &[
         severity: Severity::Medium,
         reference: "security-probes.md 3.11; cgroups(7), pids controller",
         tries: "Makes sleeping children: one more than the limit that the sandbox was given, else 1,200, and ends them. \
-                Where 1,200 stand, the limits that a process can read of itself are in the detail.",
-        safe: "EAGAIN at the limit",
+                Where 1,200 stand, asks whether a limit lower than the kernel's own default is in force further on.",
+        safe: "EAGAIN at the limit, or such a limit in force",
         meaning: "A build that forks without end takes the host's process table with it.",
         controls: &[Control::Limits],
         order: Order::Last,
@@ -169,8 +169,21 @@ fn processes(limit: Option<u32>) -> Finding {
     };
     match refused {
         Some(errno) => Finding::refused(errno).with(format!("after {count} processes")),
+        None if limit.is_none() && in_force() => Finding::refused(libc::EAGAIN).with(format!("a limit is in force: {own}")),
         None => Finding::reached(format!("{count} processes; {own}")),
     }
+}
+
+/// Whether somebody limited processes more than the kernel does by itself, and the kernel heeds it for this user. What
+/// the kernel does by itself is half of the threads that it thinks the memory is enough for.
+fn in_force() -> bool {
+    let threads = calls::contents("/proc/sys/kernel/threads-max", 64).unwrap_or_default();
+    let threads: Option<u64> = String::from_utf8_lossy(&threads).trim().parse().ok();
+    let (Some(threads), Ok((_, hard))) = (threads, calls::limit(libc::RLIMIT_NPROC)) else { return false };
+    // This process and the battery are two already.
+    let one = [1_u64, hard];
+    let lowered = calls::raw(libc::SYS_prlimit64, &[0, libc::RLIMIT_NPROC as usize, one.as_ptr() as usize, 0]);
+    hard < threads / 2 && lowered.is_ok() && calls::in_child(|| 0) == Err(libc::EAGAIN)
 }
 
 fn touched(bytes: u64) -> Finding {

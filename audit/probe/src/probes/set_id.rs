@@ -7,7 +7,7 @@ use crate::calls::{self, LowMemory};
 use crate::files::{self, Scratch};
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::ring;
-use crate::verdict::{Finding, Verdict};
+use crate::verdict::Finding;
 use crate::world::World;
 
 /// The probes of this layer.
@@ -202,7 +202,7 @@ fn judged(result: Result<i64, i32>, mode: Result<u32, i32>) -> Finding {
     match (result, mode) {
         (_, Ok(mode)) if mode & 0o6000 != 0 => Finding::reached(format!("the file has mode {:o}", mode & 0o7777)),
         (Err(errno), _) => Finding::refused(errno),
-        (Ok(_), Ok(_)) => Finding { verdict: Verdict::Refused, ..Finding::info("the bits were dropped") },
+        (Ok(_), Ok(_)) => Finding::held("the bits were dropped"),
         (Ok(_), Err(errno)) => Finding::inconclusive(format!(
             "the call succeeded, but there is no file: {}",
             crate::verdict::name_of(errno)
@@ -267,6 +267,7 @@ fn inherited(world: &World) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verdict::Verdict;
 
     #[test]
     fn only_the_mode_of_the_file_counts() {

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::calls;
 use crate::files::{self, Descend, Mount};
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, Verdict, name_of};
+use crate::verdict::{Finding, name_of};
 use crate::world::World;
 
 /// The probes of this layer.
@@ -157,7 +157,7 @@ fn leave_group(_: &World) -> Finding {
         let above = match Path::new(below).parent() {
             Some(above) => above.to_owned(),
             None if outermost => "/".into(),
-            None => return Finding { verdict: Verdict::Refused, ..Finding::info("nothing is above its group") },
+            None => return Finding::held("nothing is above its group"),
         };
         let tasks = format!("{}{}/cgroup.procs", mount.point, above.display().to_string().trim_end_matches('/'));
         Finding::of(

@@ -203,8 +203,8 @@ pub const PROBES: &[Probe] = &[
         title: "Calls of the last century reach the kernel",
         severity: Severity::Low,
         reference: "nix-sandbox.md P3",
-        tries: "Asks of uselib, ustat, sysfs, lookup_dcookie, modify_ldt and (by the i386 entry) vm86 whether a filter \
-                answers before the kernel does.",
+        tries: "Asks of uselib, ustat, sysfs, lookup_dcookie and modify_ldt, by both entries, whether a filter answers \
+                before the kernel does.",
         safe: "refused by a filter",
         meaning: "No program needs them, and their code is the least read of all.",
         controls: &[Control::Seccomp],
@@ -213,7 +213,7 @@ pub const PROBES: &[Probe] = &[
         run: |_| {
             let native = let_through(Entry::Native, OBSOLETE);
             let foreign = match foreign() {
-                Ok(()) => let_through(Entry::I386, &[("vm86", 166), ("modify_ldt", 123)]),
+                Ok(()) => let_through(Entry::I386, OBSOLETE_I386),
                 Err(_) => Finding::absent("no entry"),
             };
             Finding::worst([("native".to_owned(), native), ("i386".to_owned(), foreign)])
@@ -227,6 +227,10 @@ const OBSOLETE: &[(&str, u32)] =
     &[("uselib", 134), ("ustat", 136), ("sysfs", 139), ("lookup_dcookie", 212), ("modify_ldt", 154)];
 #[cfg(not(target_arch = "x86_64"))]
 const OBSOLETE: &[(&str, u32)] = &[("lookup_dcookie", 18)];
+
+/// Numbers of the i386 entry.
+const OBSOLETE_I386: &[(&str, u32)] =
+    &[("uselib", 86), ("ustat", 62), ("sysfs", 135), ("lookup_dcookie", 253), ("modify_ldt", 123)];
 
 /// Numbers that no kernel has: the next few, and some far away.
 const NOBODYS: &[u32] = &[480, 500, 600, 1000];

@@ -22,39 +22,39 @@ pub const PROBES: &[Probe] = &[
     },
     Probe {
         tries: "TIOCSTI on a terminal of its own, with a pointer that fails only after the permission check.",
-        ..filtered("tty.tiocsti.filter", "TIOCSTI is not filtered", "CVE-2017-5226", |_| on_own(libc::TIOCSTI as u64))
+        ..filtered("tty.tiocsti.filter", "TIOCSTI is not filtered", "CVE-2017-5226", |_| on_own(TIOCSTI))
     },
     Probe {
         tries: "The same with a bit set in the upper half of the command, which the kernel does not look at.",
         ..filtered("tty.tiocsti.high", "TIOCSTI with a filled upper half is not filtered", "CVE-2019-10063", |_| {
-            on_own(libc::TIOCSTI as u64 | 1 << 32)
+            on_own(TIOCSTI | 1 << 32)
         })
     },
     Probe {
         tries: "The same by int 0x80.",
         ..filtered("tty.tiocsti.int80", "TIOCSTI is not filtered at the i386 entry", "CVE-2017-5226", |_| {
             // ioctl(2) of asm/unistd_32.h.
-            Finding::past(calls::int80(54, [u32::MAX, libc::TIOCSTI as u32, 0, 0, 0]), &[libc::EBADF])
+            Finding::past(calls::int80(54, [u32::MAX, TIOCSTI as u32, 0, 0, 0]), &[libc::EBADF])
         })
     },
-    filtered("tty.tioclinux", "TIOCLINUX is not filtered", "CVE-2023-28100", |_| on_none(libc::TIOCLINUX as u64)),
+    filtered("tty.tioclinux", "TIOCLINUX is not filtered", "CVE-2023-28100", |_| on_none(TIOCLINUX)),
     Probe {
         tries: "The same with a bit set in the upper half of the command.",
         ..filtered("tty.tioclinux.high", "TIOCLINUX with a filled upper half is not filtered", "CVE-2023-28100", |_| {
-            on_none(libc::TIOCLINUX as u64 | 1 << 32)
+            on_none(TIOCLINUX | 1 << 32)
         })
     },
     Probe {
         tries: "The same by int 0x80.",
         ..filtered("tty.tioclinux.int80", "TIOCLINUX is not filtered at the i386 entry", "CVE-2023-28100", |_| {
-            Finding::past(calls::int80(54, [u32::MAX, libc::TIOCLINUX as u32, 0, 0, 0]), &[libc::EBADF])
+            Finding::past(calls::int80(54, [u32::MAX, TIOCLINUX as u32, 0, 0, 0]), &[libc::EBADF])
         })
     },
     Probe {
         severity: Severity::Low,
         meaning: "It sends the console's messages to a terminal of the caller's. The kernel itself asks for CAP_SYS_ADMIN.",
         ..filtered("tty.tioccons", "TIOCCONS is not filtered", "ioctl_console(2); nix-sandbox P5", |_| {
-            on_none(libc::TIOCCONS as u64)
+            on_none(TIOCCONS)
         })
     },
     Probe {
@@ -73,6 +73,15 @@ pub const PROBES: &[Probe] = &[
         },
     },
 ];
+
+/// Commands of asm-generic/ioctls.h.
+const TCGETS: u64 = 0x5401;
+const TIOCSCTTY: u64 = 0x540e;
+const TIOCSTI: u64 = 0x5412;
+const TIOCLINUX: u64 = 0x541c;
+const TIOCCONS: u64 = 0x541d;
+const TIOCSPTLCK: u64 = 0x4004_5431;
+const TIOCGPTPEER: u64 = 0x5441;
 
 const fn filtered(id: &'static str, title: &'static str, reference: &'static str, run: fn(&World) -> Finding) -> Probe {
     Probe {
@@ -103,7 +112,7 @@ fn push(file: i32, command: u64) -> Finding {
 fn inherited(world: &World) -> Finding {
     let mut settings = [0_u8; 64];
     let buffer = settings.as_mut_ptr() as usize;
-    let terminals: Vec<i32> = (0..256).filter(|&file| ioctl(file, libc::TCGETS as u64, buffer).is_ok()).collect();
+    let terminals: Vec<i32> = (0..256).filter(|&file| ioctl(file, TCGETS, buffer).is_ok()).collect();
     if terminals.is_empty() {
         return if world.terminal {
             Finding::absent("no terminal was handed down")
@@ -111,7 +120,7 @@ fn inherited(world: &World) -> Finding {
             Finding::inconclusive("the starter had no terminal to hand down")
         };
     }
-    Finding::worst(terminals.into_iter().map(|file| (format!("descriptor {file}"), push(file, libc::TIOCSTI as u64))))
+    Finding::worst(terminals.into_iter().map(|file| (format!("descriptor {file}"), push(file, TIOCSTI))))
 }
 
 /// On a new terminal, made the controlling one of a session of this process's own.
@@ -132,10 +141,10 @@ fn own_terminal() -> Result<i32, i32> {
     let master = calls::open("/dev/ptmx", libc::O_RDWR | libc::O_NOCTTY, 0)
         .or_else(|_| calls::open("/dev/pts/ptmx", libc::O_RDWR | libc::O_NOCTTY, 0))?;
     let unlocked = 0_i32;
-    ioctl(master, libc::TIOCSPTLCK as u64, &raw const unlocked as usize)?;
-    let slave = ioctl(master, libc::TIOCGPTPEER as u64, (libc::O_RDWR | libc::O_NOCTTY) as usize)? as i32;
+    ioctl(master, TIOCSPTLCK, &raw const unlocked as usize)?;
+    let slave = ioctl(master, TIOCGPTPEER, (libc::O_RDWR | libc::O_NOCTTY) as usize)? as i32;
     calls::raw(libc::SYS_setsid, &[])?;
-    ioctl(slave, libc::TIOCSCTTY as u64, 0)?;
+    ioctl(slave, TIOCSCTTY, 0)?;
     Ok(slave)
 }
 
@@ -152,13 +161,15 @@ fn on_none(command: u64) -> Finding {
 mod tests {
     use super::*;
 
+    const FIONREAD: u64 = 0x541b;
+
     #[test]
     fn nothing_is_pushed_into_a_terminal() {
         let waiting = calls::in_child(|| {
             let Ok(terminal) = own_terminal() else { return 2 };
-            let _ = push(terminal, libc::TIOCSTI as u64);
+            let _ = push(terminal, TIOCSTI);
             let mut count = -1_i32;
-            let _ = ioctl(terminal, libc::FIONREAD as u64, &raw mut count as usize);
+            let _ = ioctl(terminal, FIONREAD, &raw mut count as usize);
             i32::from(count != 0)
         });
         match waiting {
