@@ -67,7 +67,8 @@ pub const PROBES: &[Probe] = &[
         "pos.calls.native",
         "System calls that come through",
         "Asks of every number to 520, without making the call, whether a filter refuses it.",
-        "The surface of the kernel that is left. Calls that are refused for some arguments only count as let through.",
+        "The surface of the kernel that is left. All arguments are zero: a call that is refused for those alone counts as refused, \
+         one that is refused for others as let through.",
         |_| surface(Entry::Native),
     ),
     Probe::fact(
