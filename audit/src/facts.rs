@@ -31,6 +31,7 @@ const EXPLAINED: &[(&str, &str)] = &[
     ("det.statfs", "free space is the host's"),
     ("det.inode", "numbers of inodes are the file system's"),
     ("det.auxiliary", "processor features and random bytes that the kernel gives every program"),
+    ("proc.mountinfo.src", "where on the host lies what is shown: whoever asked for the room chose that"),
     ("pos.speculation", "mitigations are the kernel's"),
 ];
 

@@ -58,7 +58,7 @@ pub fn run(
         battery: Battery::default(),
     };
     let nonce = nonce()?;
-    let (folder, ground, outside) = ground(programs, user, room_options, &nonce)?;
+    let (folder, ground, outside) = ground(programs, sandbox.place(), user, room_options, &nonce)?;
     match sandbox.version(&ground) {
         Ok(version) => result.version = Some(version),
         Err(problem) => {
@@ -100,6 +100,13 @@ pub fn run(
             result.battery = Battery::parse(&lines);
             if result.battery.rows.is_empty() {
                 result.battery = Battery::parse(&[&ended.output[..], b"\n", &ended.errors].concat());
+            }
+            for row in &mut result.battery.rows {
+                row.detail = shown(&row.detail, &nonce, folder.path());
+            }
+            // A reviewer's own program may leave the last line out; then its status says whether anything was lost.
+            if programs.battery != programs.probe && ended.status == Some(0) && !result.battery.rows.is_empty() {
+                result.battery.complete = true;
             }
             if ended.watched {
                 settle(&mut result.battery);
@@ -146,9 +153,10 @@ fn upgrade(battery: &mut Battery, sightings: impl Iterator<Item = Sighting>) {
     }
 }
 
-/// A word of the command line as reports show it: without the description of the observers, and with `$RUN` for the run's folder.
-fn shown(word: &str, world: &str, folder: &Path) -> String {
-    word.replace(world, "{…}").replace(&*folder.to_string_lossy(), "$RUN")
+/// Text as reports show it, the same in every run: without the description of the observers or their mark, and with `$RUN` for
+/// the run's folder.
+fn shown(text: &str, own: &str, folder: &Path) -> String {
+    text.replace(own, "{…}").replace(&*folder.to_string_lossy(), "$RUN")
 }
 
 /// Ours, which are the launcher's.
@@ -174,12 +182,11 @@ fn nonce() -> Result<String, Error> {
 /// Makes the folder of a run: what is shown, what is outside, where is room to write.
 fn ground(
     programs: &Programs,
+    place: &Path,
     user: Option<&User>,
     room_options: &[String],
     nonce: &str,
 ) -> Result<(TempDir, Ground, PathBuf), Error> {
-    // Not /tmp: some sandboxes put one of their own there, and what they are to run must stay in sight.
-    let place = Path::new("/var/tmp");
     let folder = tempfile::Builder::new()
         .prefix("anchorhold-audit-")
         .tempdir_in(place)

@@ -152,3 +152,107 @@ pub fn worst_open(report: &Report) -> Option<Severity> {
         .map(|probe| probe.severity)
         .min()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::battery::{Battery, Row};
+    use crate::catalogue::{Catalogue, Control};
+    use crate::report::ControlRun;
+
+    fn probe(id: &str, severity: Severity) -> Probe {
+        Probe {
+            id: id.into(),
+            title: "a hole".into(),
+            severity,
+            reference: String::new(),
+            tries: String::new(),
+            safe: String::new(),
+            meaning: String::new(),
+            controls: vec![Control::Seccomp],
+            root: false,
+            program: None,
+        }
+    }
+
+    fn run(sandbox: &str, verdict: Verdict) -> Run {
+        let row = Row { id: "a.b".into(), verdict, errno: None, detail: String::new(), milliseconds: 0 };
+        Run {
+            sandbox: sandbox.into(),
+            user: "root".into(),
+            baseline: sandbox == "host",
+            version: None,
+            command: Vec::new(),
+            problem: None,
+            missing: Vec::new(),
+            granted: Vec::new(),
+            milliseconds: 0,
+            battery: Battery { head: None, rows: vec![row], complete: true },
+        }
+    }
+
+    fn report(host: Verdict, room: Verdict) -> Report {
+        Report {
+            version: String::new(),
+            time: 0,
+            kernel: String::new(),
+            machine: String::new(),
+            catalogue: Catalogue(vec![probe("a.b", Severity::High)]),
+            runs: vec![run("host", host), run("room", room)],
+            controls: Vec::new(),
+        }
+    }
+
+    fn of_room(report: &Report) -> State {
+        state(report, &report.runs[1], &report.catalogue.0[0])
+    }
+
+    #[test]
+    fn a_refusal_counts_as_closed_only_when_the_probe_was_seen_to_reach() {
+        assert_eq!(of_room(&report(Verdict::Reached, Verdict::Refused)), State::Closed);
+        assert_eq!(of_room(&report(Verdict::Reached, Verdict::Absent)), State::Closed);
+        let mut unproven = report(Verdict::Refused, Verdict::Refused);
+        assert_eq!(of_room(&unproven), State::Unproven);
+        unproven.controls.push(ControlRun {
+            control: Control::Seccomp,
+            how: "--without seccomp".into(),
+            command: Vec::new(),
+            problem: None,
+            fired: vec!["a.b".into()],
+            silent: Vec::new(),
+        });
+        assert_eq!(of_room(&unproven), State::Closed);
+    }
+
+    #[test]
+    fn what_the_host_has_not_got_does_not_apply_unless_it_is_there_all_the_same() {
+        assert_eq!(of_room(&report(Verdict::Absent, Verdict::Absent)), State::NotApplicable);
+        assert_eq!(of_room(&report(Verdict::Absent, Verdict::Refused)), State::NotApplicable);
+        assert_eq!(of_room(&report(Verdict::Absent, Verdict::Reached)), State::Open);
+        let mut without = report(Verdict::Absent, Verdict::Absent);
+        without.runs.remove(0);
+        assert_eq!(state(&without, &without.runs[0], &without.catalogue.0[0]), State::Unproven, "no baseline tells so");
+    }
+
+    #[test]
+    fn what_is_reached_is_open_and_the_worst_of_it_decides() {
+        let mut open = report(Verdict::Refused, Verdict::Reached);
+        assert_eq!(of_room(&open), State::Open);
+        assert_eq!(worst_open(&open), Some(Severity::High));
+        open.runs[1].granted = vec!["a".into()];
+        assert_eq!(of_room(&open), State::Granted);
+        assert_eq!(worst_open(&open), None);
+        assert_eq!(worst_open(&report(Verdict::Reached, Verdict::Refused)), None, "the host is not judged");
+        let mut lost = report(Verdict::Reached, Verdict::Refused);
+        lost.runs[1].battery.rows.clear();
+        assert_eq!(of_room(&lost), State::Lost);
+    }
+
+    #[test]
+    fn facts_never_count() {
+        let mut facts = report(Verdict::Reached, Verdict::Reached);
+        facts.catalogue.0[0].severity = Severity::Fact;
+        assert_eq!(of_room(&facts), State::Fact);
+        assert_eq!(worst_open(&facts), None);
+    }
+}

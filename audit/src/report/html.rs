@@ -200,7 +200,7 @@ h1,h2,h3{line-height:1.2}h3{margin:1.6rem 0 .3rem;text-transform:capitalize}\
 h3.critical{color:var(--critical)}h3.high{color:var(--high)}h3.medium{color:var(--medium)}h3.low{color:var(--low)}\
 table{border-collapse:collapse}td,th{padding:.15rem .5rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}\
 th{font-weight:600}code{font:13px/1.4 ui-monospace,monospace;overflow-wrap:anywhere}\
-.number{text-align:right;font-variant-numeric:tabular-nums}.none{opacity:.45}\
+.summary th:nth-child(n+3):not(:nth-child(7)),.number{text-align:right;font-variant-numeric:tabular-nums}.none{opacity:.45}\
 td.critical,td.high,td.medium,td.low{font-weight:700}td.critical{color:var(--critical)}td.high{color:var(--high)}td.medium{color:var(--medium)}td.low{color:var(--low)}\
 .baseline{opacity:.7}.problem{color:var(--high)}\
 .bar{white-space:nowrap}.track{display:inline-flex;width:14rem;height:.8rem;background:#8882;vertical-align:middle}\

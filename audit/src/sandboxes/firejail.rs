@@ -1,6 +1,8 @@
 //! firejail, with the profile that it takes for a program that it does not know. It is named, because root's is another one, which
 //! hides the program itself.
 
+use std::path::Path;
+
 use super::{Ground, Inside, Sandbox, line, version_of};
 use crate::observers::launcher::Launch;
 
@@ -15,6 +17,11 @@ impl Sandbox for Firejail {
 
     fn version(&self, _ground: &Ground) -> Result<String, String> {
         version_of("firejail", &["--version"])
+    }
+
+    fn place(&self) -> &'static Path {
+        // Root gets a /var/tmp of its own as well.
+        Path::new(if crate::user::is_root() { "/srv" } else { "/var/tmp" })
     }
 
     fn prepare(&self, ground: &Ground) -> Result<Inside, String> {

@@ -91,6 +91,12 @@ pub trait Sandbox: std::fmt::Debug {
     /// Why it cannot be used here.
     fn version(&self, ground: &Ground) -> Result<String, String>;
 
+    /// Where the run's folder is made. Not /tmp: some sandboxes put one of their own there, and what they are to run must stay in
+    /// sight.
+    fn place(&self) -> &'static Path {
+        Path::new("/var/tmp")
+    }
+
     /// Makes ready what the command line needs.
     ///
     /// # Errors
