@@ -30,8 +30,19 @@ pub fn answer(words: &[&str]) -> Option<Answer> {
         }
         ["unlink", path] => done(fs::remove_file(path)),
         ["set-attribute", path, name] => set_attribute(path, name),
+        // The kernel says that no such descriptor is open, before it looks at the command; a filter looks at the command alone.
+        ["command-of-nothing", command] => {
+            let command = u32::from_str_radix(command, 16).map_err(|_| nix::errno::Errno::EINVAL)?;
+            // SAFETY: no descriptor has this number, so nothing is done with the missing argument.
+            done(nix::errno::Errno::result(unsafe { libc::ioctl(-1, libc::Ioctl::from(command), 0) }))
+        }
         ["mkdir", path] => done(fs::create_dir(path)),
         ["rename", from, to] => done(fs::rename(from, to)),
+        ["rename-whiteout", from, to] => {
+            use nix::fcntl::{RenameFlags, renameat2};
+            create(from, 0o644)
+                .and_then(|_| done(renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_WHITEOUT)))
+        }
         ["link", from, to] => done(fs::hard_link(from, to)),
         ["symlink", target, path] => done(std::os::unix::fs::symlink(target, path)),
         ["mknod", path, major, minor] => {

@@ -1,6 +1,7 @@
 //! The command line: each subcommand in a file of its own.
 
 mod attach;
+mod audit;
 mod build;
 mod completion;
 mod config;
@@ -33,7 +34,7 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 13] = [
+const SUBCOMMANDS: [Subcommand; 14] = [
     build::SUBCOMMAND,
     shell::SUBCOMMAND,
     attach::SUBCOMMAND,
@@ -44,6 +45,7 @@ const SUBCOMMANDS: [Subcommand; 13] = [
     run::SUBCOMMAND,
     explain::SUBCOMMAND,
     doctor::SUBCOMMAND,
+    audit::SUBCOMMAND,
     config::SUBCOMMAND,
     completion::SUBCOMMAND,
     launch::SUBCOMMAND,

@@ -129,7 +129,8 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
         }
         Action::SharedMemory { size } => {
             // Executable: libraries that make code at run time map it from here.
-            let options = [("size", size.to_string()), ("mode", "1777".into())];
+            let most = super::root::inodes(*size).to_string();
+            let options = [("size", size.to_string()), ("mode", "1777".into()), ("nr_inodes", most)];
             let options: Vec<_> = options.iter().map(|(key, value)| (*key, value.as_str())).collect();
             let mount = site.sys.new_filesystem("tmpfs", &options, MountFlags::PLAIN)?;
             site.attach(mount.as_fd(), &dev.join("shm"), true)

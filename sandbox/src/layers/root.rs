@@ -304,8 +304,9 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
             }
         }
         Action::Tmpfs { inside, size, mode, flags } => {
-            let (size, mode) = (size.to_string(), format!("{mode:o}"));
-            let mount = site.sys.new_filesystem("tmpfs", &[("size", &size), ("mode", &mode)], *flags)?;
+            let (most, size, mode) = (inodes(*size).to_string(), size.to_string(), format!("{mode:o}"));
+            let options = [("size", &*size), ("mode", &mode), ("nr_inodes", &most)];
+            let mount = site.sys.new_filesystem("tmpfs", &options, *flags)?;
             site.attach(mount.as_fd(), inside, true)?;
         }
         Action::Directory(inside) => site.make_directory(inside)?,
@@ -433,6 +434,14 @@ pub(super) fn verify(room: &Room, view: &View<'_>) -> Finding {
         roots => finding.wrong(format!("{} mounts stand at /: the old root is still there", roots.len())),
     }
     finding
+}
+
+/// The most files, directories and links in a tmpfs of this size. Those without content use none of it, but about a
+/// kibibyte of the kernel's memory each; and the kernel's own bound goes by the memory of the machine, whatever the size.
+/// One for each page, which is that bound for half of the memory, and more for small ones that are full of links.
+pub(super) fn inodes(size: u64) -> u64 {
+    const PAGE: u64 = 4096;
+    size / PAGE + 16_384
 }
 
 #[cfg(test)]

@@ -307,3 +307,14 @@ fn a_tmpfs_is_bounded() {
         assert_eq!(bounded().probe(["fill", path, "4000000"]).line(), "ENOSPC after 1048576", "{path}");
     }
 }
+
+#[test]
+fn a_tmpfs_holds_a_number_of_empty_files_that_its_size_stands_for() {
+    let sown = |size| {
+        let room = room().with(["--tmpfs", "/more", "--tmpfs-size", size]);
+        room.shell("cd /more && seq 20000 | xargs touch 2>/dev/null; ls -U | wc -l").line()
+    };
+    // One for each page of 4 KiB and 16,384 more, of which the top directory has one.
+    assert_eq!(sown("1M"), (256 + 16_384 - 1).to_string());
+    assert_eq!(sown("64M"), "20000");
+}

@@ -34,6 +34,45 @@ fn other_modes_are_nobodys_business() {
     }
 }
 
+/// The overlay's whiteout is the one device node that takes no privilege, and the one that a rename makes too.
+const WHITEOUT: [&[&str]; 2] = [&["mknod", "/tmp/node", "0", "0"], &["rename-whiteout", "/tmp/old", "/tmp/new"]];
+
+#[test]
+fn a_whiteout_cannot_be_made_in_any_way() {
+    for profile in ["build", "nested"] {
+        for words in WHITEOUT {
+            assert_eq!(room_of(profile).probe(words).line(), "EPERM", "{profile} {words:?}");
+        }
+    }
+}
+
+#[test]
+fn without_the_layer_a_whiteout_can_be_made() {
+    for words in WHITEOUT {
+        assert_eq!(room().without("seccomp").probe(words).line(), "done", "{words:?}");
+    }
+}
+
+/// Commands that leave something which cannot be removed: inode flags, project ids, subvolumes of btrfs and their flags.
+const STICKING: [&str; 8] =
+    ["40086602", "40046602", "401c5820", "5000940e", "50009418", "50009401", "50009417", "4008941a"];
+
+#[test]
+fn nothing_can_be_made_that_cannot_be_removed() {
+    for profile in ["build", "nested"] {
+        for command in STICKING {
+            assert_eq!(room_of(profile).probe(["command-of-nothing", command]).line(), "ENOTTY", "{profile} {command}");
+        }
+    }
+}
+
+#[test]
+fn without_the_layer_such_commands_reach_the_kernel() {
+    for command in STICKING {
+        assert_eq!(room().without("seccomp").probe(["command-of-nothing", command]).line(), "EBADF", "{command}");
+    }
+}
+
 #[test]
 fn sockets_that_reach_around_network_namespaces_are_not_there() {
     // AF_ALG, AF_VSOCK.

@@ -1,0 +1,40 @@
+//! A file outside that everybody may read and write, in a folder that everybody may change: what keeps a sandbox from it is the
+//! sandbox alone.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// The file and its folder. Who made the folder takes it away.
+#[derive(Debug)]
+pub struct Canary {
+    folder: PathBuf,
+    contents: String,
+}
+
+impl Canary {
+    /// Puts it there.
+    pub fn lay(nonce: &str, folder: &Path) -> io::Result<Self> {
+        let file = folder.join("canary");
+        let contents = format!("{nonce}\n");
+        fs::write(&file, &contents)?;
+        fs::set_permissions(&file, Permissions::from_mode(0o666))?;
+        fs::set_permissions(folder, Permissions::from_mode(0o777))?;
+        Ok(Self { folder: folder.to_owned(), contents })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Whether it is not as it was laid.
+    pub fn changed(&self) -> Option<String> {
+        match fs::read(self.folder.join("canary")) {
+            Ok(bytes) if bytes == self.contents.as_bytes() => None,
+            Ok(_) => Some("the canary outside was changed".to_owned()),
+            Err(error) => Some(format!("the canary outside is gone: {error}")),
+        }
+    }
+}
