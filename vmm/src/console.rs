@@ -6,8 +6,8 @@ use std::io::{self, Write};
 
 use crate::lines::Lines;
 
-/// How many lines are kept for whoever asks what was said last.
-pub const KEPT_LINES: usize = 20;
+/// How many lines are kept for whoever asks what was said last: a kernel's panic has some forty.
+pub const KEPT_LINES: usize = 80;
 
 /// What has come from a console.
 #[derive(Debug)]

@@ -175,7 +175,11 @@ impl Machine {
             }
             self.pump(begun + CONTROL_PATIENCE)?;
         }
-        self.execute("qmp_capabilities", &Value::Null).map(drop)
+        // It greets before it has looked at all of its command line.
+        self.execute("qmp_capabilities", &Value::Null).map(drop).map_err(|failure| match self.exit {
+            Some(exit) => self.fail(FailureClass::QemuRefused, format!("QEMU ended at once ({exit})")),
+            None => failure,
+        })
     }
 
     /// Its name.

@@ -5,24 +5,23 @@
 //! mapping the file privately: nothing is read but what the guest touches, so the time does not depend on the size of the memory,
 //! and many guests share the pages of one file.
 //!
-//! A *stream* is the same state in one gzip file (`state.gz`) with its manifest: what can lie in a store and be carried elsewhere. It
-//! is read as a whole to revive a machine from it, so it is better made into a template once.
+//! The same in one file is `state.gz` ([`Template::export`]): it can lie in a store, and is made into a template once, where it is used.
 
 mod digest;
 mod manifest;
+mod stream;
 
 pub use digest::{Identity, digest, digest_and_dig};
 pub use manifest::{Key, Manifest, Remembered};
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flate2::{Compression, GzBuilder, read::GzDecoder};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, FailureClass};
@@ -35,18 +34,13 @@ use crate::spec::{MachineSpec, MemoryBacking};
 pub const RAM: &str = "ram";
 /// The state of the devices, in a template.
 pub const DEVICE: &str = "device";
-/// What a template or a stream depends on.
+/// What a template depends on.
 pub const MANIFEST: &str = "manifest.json";
 /// Digests that need not be made again.
 const CHECKED: &str = "checked.json";
-/// All state in one file, in a stream.
-pub const STREAM: &str = "state.gz";
 
 /// How long QEMU may take to write or read a state.
 const PATIENCE: Duration = Duration::from_secs(600);
-
-/// What the state of the devices may add to a stream of the memory's size.
-const DEVICES_AT_MOST: u64 = 512 << 20;
 
 /// A saved machine.
 #[derive(Clone, Debug)]
@@ -84,7 +78,7 @@ impl Template {
         machine.stop()?;
         let device_path = directory.join(DEVICE);
         let device = new_file(&device_path).map_err(|error| failed(machine, &error))?;
-        send_state(machine, device.as_fd(), true)?;
+        send_state(machine, device.as_fd())?;
         let build = machine.build().to_owned();
         end(machine)?;
         let mut remembered = Remembered::default();
@@ -116,6 +110,14 @@ impl Template {
     /// [`FailureClass::CorruptState`].
     pub fn verify(&self) -> Result<(), Failure> {
         self.check(&mut Remembered::default())
+    }
+
+    /// As [`Template::verify`], and remembers it for the next who revives.
+    fn check_now(&self) -> Result<(), Failure> {
+        let mut remembered = Remembered::default();
+        self.check(&mut remembered)?;
+        remembered.write(&self.directory.join(CHECKED));
+        Ok(())
     }
 
     fn check(&self, remembered: &mut Remembered) -> Result<(), Failure> {
@@ -153,110 +155,9 @@ impl Template {
         self.manifest.key.check(&wanted)?;
         let device = File::open(self.directory.join(DEVICE))
             .map_err(|error| machine.fail(FailureClass::CorruptState, format!("{DEVICE}: {error}")))?;
-        load_state(&mut machine, device.as_fd(), true)?;
+        load_state(&mut machine, device.as_fd())?;
         Ok(machine)
     }
-
-    /// Writes it as a stream into `directory`, which is made.
-    ///
-    /// # Errors
-    /// As reviving, saving, and what the file system says.
-    pub fn export(&self, installed: &Installed, spec: &MachineSpec, directory: &Path) -> Result<(), Failure> {
-        let failed = |error: &dyn std::fmt::Display| {
-            Failure::new(FailureClass::SaveFailed, format!("writing {}: {error}", directory.display()))
-        };
-        std::fs::create_dir_all(directory).map_err(|error| failed(&error))?;
-        let mut machine = self.revive(installed, spec, Run::default())?;
-        let path = directory.join(STREAM);
-        let file = new_file(&path).map_err(|error| failed(&error))?;
-        let (reads, writes) =
-            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| failed(&error))?;
-        let compressor = std::thread::spawn(move || compress(File::from(reads), file));
-        let sent = send_state(&mut machine, writes.as_fd(), false);
-        // Closes QEMU's end as well as ours, which is what ends the compressor.
-        let ended = sent.and_then(|()| end(&mut machine));
-        drop((machine, writes));
-        let compressed = compressor.join().unwrap_or_else(|_| Err(io::Error::other("the compressor panicked")));
-        ended?;
-        compressed.map_err(|error| failed(&error))?;
-        let mut state = BTreeMap::new();
-        let written = File::open(&path).and_then(|file| digest(&file)).map_err(|error| failed(&error))?;
-        state.insert(STREAM.to_owned(), written);
-        let manifest = Manifest::new(self.manifest.key.clone(), state);
-        manifest.write(&directory.join(MANIFEST)).map_err(|error| failed(&error))
-    }
-
-    /// Makes a template in `directory`, which is made, of the stream in `stream`.
-    ///
-    /// # Errors
-    /// As reviving and saving.
-    pub fn import(installed: &Installed, spec: &MachineSpec, stream: &Path, directory: &Path) -> Result<Self, Failure> {
-        std::fs::create_dir_all(directory).map_err(|error| {
-            Failure::new(FailureClass::SaveFailed, format!("making {}: {error}", directory.display()))
-        })?;
-        let run = Run { memory: backing(directory), ..Run::default() };
-        let mut machine = revive_stream(installed, spec, stream, run)?;
-        Self::save(&mut machine, spec, directory)
-    }
-}
-
-/// Revives a machine from a stream, standing still, with `run.memory` as it is: the whole state is read.
-///
-/// # Errors
-/// As [`Template::revive`].
-pub fn revive_stream(
-    installed: &Installed,
-    spec: &MachineSpec,
-    stream: &Path,
-    mut run: Run,
-) -> Result<Machine, Failure> {
-    let kept = Template { directory: stream.to_owned(), manifest: Manifest::read(&stream.join(MANIFEST))? };
-    let mut remembered = Remembered::read(&stream.join(CHECKED));
-    kept.check(&mut remembered)?;
-    let mut wanted = Key::of(spec, &kept.manifest.key.qemu, &mut remembered)?;
-    kept.manifest.key.check(&wanted)?;
-    let path = stream.join(STREAM);
-    let corrupt = |error: &dyn std::fmt::Display| {
-        Failure::new(FailureClass::CorruptState, format!("{}: {error}", path.display()))
-    };
-    let file = File::open(&path).map_err(|error| corrupt(&error))?;
-    run.incoming = true;
-    let mut machine = Machine::start(installed, spec, run)?;
-    wanted.qemu = machine.build().to_owned();
-    kept.manifest.key.check(&wanted)?;
-    let (reads, writes) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| corrupt(&error))?;
-    let most = (spec.memory << 20) + DEVICES_AT_MOST;
-    let expander = std::thread::spawn(move || expand(file, File::from(writes), most));
-    let loaded = load_state(&mut machine, reads.as_fd(), false);
-    drop(reads);
-    if loaded.is_err() {
-        // Else the expander would wait for a reader that is stuck.
-        machine.kill();
-    }
-    let expanded = expander.join().unwrap_or_else(|_| Err(io::Error::other("the expander panicked")));
-    match (loaded, expanded) {
-        (Ok(()), Ok(())) => Ok(machine),
-        // What is wrong with the stream is the cause, QEMU's failure the consequence.
-        (_, Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(corrupt(&error)),
-        (Err(failure), _) => Err(failure),
-        (Ok(()), Err(error)) => Err(corrupt(&error)),
-    }
-}
-
-/// Always the same bytes for the same state: no name, no time.
-fn compress(mut from: File, to: File) -> io::Result<()> {
-    let mut writer = GzBuilder::new().mtime(0).operating_system(255).write(to, Compression::fast());
-    io::copy(&mut from, &mut writer)?;
-    writer.finish()?.sync_all()
-}
-
-fn expand(from: File, mut to: File, most: u64) -> io::Result<()> {
-    let mut reader = GzDecoder::new(io::BufReader::new(from)).take(most);
-    io::copy(&mut reader, &mut to)?;
-    if reader.limit() == 0 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it holds more than this machine has memory"));
-    }
-    to.flush()
 }
 
 /// A new file that only we may write; what stood there before is gone.
@@ -268,9 +169,9 @@ fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path)
 }
 
-/// Has QEMU write its state to `to`, without the memory if that lies in a file.
-fn send_state(machine: &mut Machine, to: BorrowedFd<'_>, without_memory: bool) -> Result<(), Failure> {
-    prepare(machine, without_memory)?;
+/// Has QEMU write its state to `to`, without the memory, which lies in a file.
+fn send_state(machine: &mut Machine, to: BorrowedFd<'_>) -> Result<(), Failure> {
+    prepare(machine)?;
     // The default is 128 MiB a second, and to leave the guest running meanwhile.
     machine.execute("migrate-set-parameters", &json!({ "max-bandwidth": 1_u64 << 40 }))?;
     machine.execute_with("getfd", &json!({ "fdname": "state" }), Some(to), crate::machine::CONTROL_PATIENCE)?;
@@ -280,17 +181,17 @@ fn send_state(machine: &mut Machine, to: BorrowedFd<'_>, without_memory: bool) -
 }
 
 /// Has QEMU read its state from `from`.
-fn load_state(machine: &mut Machine, from: BorrowedFd<'_>, without_memory: bool) -> Result<(), Failure> {
-    prepare(machine, without_memory)?;
+fn load_state(machine: &mut Machine, from: BorrowedFd<'_>) -> Result<(), Failure> {
+    prepare(machine)?;
     machine.execute_with("getfd", &json!({ "fdname": "state" }), Some(from), crate::machine::CONTROL_PATIENCE)?;
     let begun = machine.execute("migrate-incoming", &json!({ "uri": "fd:state" }));
     begun.map_err(|failure| Failure { class: FailureClass::LoadFailed, ..failure })?;
     finished(machine, "the state to be loaded", FailureClass::LoadFailed)
 }
 
-fn prepare(machine: &mut Machine, without_memory: bool) -> Result<(), Failure> {
-    let capability = |name: &str, state: bool| json!({ "capability": name, "state": state });
-    let capabilities = json!([capability("events", true), capability("x-ignore-shared", without_memory)]);
+fn prepare(machine: &mut Machine) -> Result<(), Failure> {
+    let capability = |name: &str| json!({ "capability": name, "state": true });
+    let capabilities = json!([capability("events"), capability("x-ignore-shared")]);
     machine.execute("migrate-set-capabilities", &json!({ "capabilities": capabilities })).map(drop)
 }
 
@@ -321,54 +222,4 @@ fn end(machine: &mut Machine) -> Result<(), Failure> {
         Event::Exited(crate::process::Exit::Status(0)) => Verdict::Done(()),
         _ => Verdict::GoOn,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn expanded(bytes: &[u8], most: u64) -> io::Result<Vec<u8>> {
-        use std::io::Seek;
-        let mut from = tempfile::tempfile()?;
-        from.write_all(bytes)?;
-        from.rewind()?;
-        let mut to = tempfile::tempfile()?;
-        expand(from, to.try_clone()?, most)?;
-        to.rewind()?;
-        let mut found = Vec::new();
-        to.read_to_end(&mut found)?;
-        Ok(found)
-    }
-
-    fn compressed(bytes: &[u8]) -> Vec<u8> {
-        use std::io::Seek;
-        let mut from = tempfile::tempfile().unwrap();
-        from.write_all(bytes).unwrap();
-        from.rewind().unwrap();
-        let mut to = tempfile::tempfile().unwrap();
-        compress(from, to.try_clone().unwrap()).unwrap();
-        to.rewind().unwrap();
-        let mut found = Vec::new();
-        to.read_to_end(&mut found).unwrap();
-        found
-    }
-
-    #[test]
-    fn the_same_state_is_the_same_file_and_a_cut_one_is_none() {
-        let state: Vec<u8> = (0..300_000_u32).flat_map(|number| (number / 7).to_le_bytes()).collect();
-        let stream = compressed(&state);
-        assert_eq!(compressed(&state), stream);
-        assert!(expanded(&stream, 1 << 30).unwrap() == state);
-        assert!(expanded(&stream[..stream.len() - 9], 1 << 30).is_err());
-        let mut flipped = stream.clone();
-        flipped[stream.len() / 2] ^= 1;
-        assert!(expanded(&flipped, 1 << 30).map_or(true, |found| found != state));
-    }
-
-    #[test]
-    fn a_stream_that_would_fill_the_memory_is_refused() {
-        let stream = compressed(&vec![0; 1 << 20]);
-        assert!(stream.len() < 10_000);
-        assert!(expanded(&stream, 1 << 19).unwrap_err().to_string().contains("more than this machine"));
-    }
 }

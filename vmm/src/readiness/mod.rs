@@ -17,8 +17,9 @@ use crate::spec::Accelerator;
 /// What Linux says when it panics.
 const PANIC: &str = "Kernel panic - not syncing";
 
-/// What Linux says when its initramfs does not fit, before it goes on with a part of it.
-const CUT_INITRAMFS: &str = "Initramfs unpacking failed: write error";
+/// What Linux says when its initramfs does not fit, before it goes on with a part of it; and what it panics by when there is not
+/// even room for that: there is no process yet that could be killed.
+const CUT_INITRAMFS: [&str; 2] = ["Initramfs unpacking failed: write error", "System is deadlocked on memory"];
 
 /// How long QEMU may take to end after it said that it would.
 const ENDING: Duration = Duration::from_secs(20);
@@ -130,11 +131,11 @@ impl Watch {
     /// When it ends the wait.
     pub fn see(&mut self, machine: &mut Machine, event: &Event) -> Result<(), Failure> {
         match event {
-            Event::Line(line) if line.contains(PANIC) => self.panic = Some(line.clone()),
-            Event::Line(line) if line.contains(CUT_INITRAMFS) => {
+            Event::Line(line) if CUT_INITRAMFS.iter().any(|words| line.contains(words)) => {
                 let what = "the guest's memory is too small for its initramfs";
                 return Err(self.fail(machine, FailureClass::InitramfsTooLarge, what));
             }
+            Event::Line(line) if line.contains(PANIC) => self.panic = Some(line.clone()),
             Event::Flood => {
                 let what = format!("the console said more than {} bytes", machine.console_limit());
                 machine.kill();

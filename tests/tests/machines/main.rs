@@ -1,0 +1,6 @@
+//! Machines under a real QEMU, by emulation: `/dev/kvm` is never used here, for there are hosts where it is a trap.
+
+mod control;
+mod failures;
+mod memory;
+mod world;
