@@ -202,6 +202,10 @@ mod tests {
             let row: serde_json::Value = serde_json::from_str(line).unwrap();
             assert!(names.contains(row["class"].as_str().unwrap()));
         }
+        let documented = include_str!("../../docs/machines.md");
+        for name in names {
+            assert!(documented.contains(&format!("\n| `{name}` | ")), "docs/machines.md has no {name}");
+        }
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct Usage {
     pub system_ticks: u64,
     /// Bytes that went through its reads and writes, whether from a disk or not.
     pub transferred: u64,
+    /// Nanoseconds in which a thread of it could have run and had no processor.
+    pub starved: u64,
 }
 
 /// A running QEMU. It is killed when this is dropped.
@@ -153,7 +155,22 @@ impl Process {
         let (user_ticks, system_ticks) = (ticks()?, ticks()?);
         let io = std::fs::read_to_string(format!("/proc/{}/io", self.id())).unwrap_or_default();
         let number = |key| io.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok()).unwrap_or(0);
-        Some(Usage { user_ticks, system_ticks, transferred: number("rchar:") + number("wchar:") })
+        Some(Usage {
+            user_ticks,
+            system_ticks,
+            transferred: number("rchar:") + number("wchar:"),
+            starved: self.starved(),
+        })
+    }
+
+    /// The second field of each thread's schedstat: `Documentation/scheduler/sched-stats.rst` of Linux.
+    fn starved(&self) -> u64 {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
+        let waited = |thread: std::fs::DirEntry| -> Option<u64> {
+            let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            text.split_ascii_whitespace().nth(1)?.parse().ok()
+        };
+        threads.filter_map(waited).sum()
     }
 }
 

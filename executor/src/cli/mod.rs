@@ -9,6 +9,7 @@ mod doctor;
 mod explain;
 mod hook;
 mod launch;
+mod machine;
 mod policy;
 mod room_options;
 mod run;
@@ -16,6 +17,7 @@ mod shell;
 mod store;
 mod store_root;
 mod store_server;
+mod vm;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -33,7 +35,7 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 13] = [
+const SUBCOMMANDS: [Subcommand; 15] = [
     build::SUBCOMMAND,
     shell::SUBCOMMAND,
     attach::SUBCOMMAND,
@@ -42,11 +44,13 @@ const SUBCOMMANDS: [Subcommand; 13] = [
     store::SUBCOMMAND,
     store_server::SUBCOMMAND,
     run::SUBCOMMAND,
+    vm::SUBCOMMAND,
     explain::SUBCOMMAND,
     doctor::SUBCOMMAND,
     config::SUBCOMMAND,
     completion::SUBCOMMAND,
     launch::SUBCOMMAND,
+    machine::SUBCOMMAND,
 ];
 
 /// The whole command line.

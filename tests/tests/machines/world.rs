@@ -123,3 +123,13 @@ pub fn is_alive(process: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{process}/stat"))
         .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X'])))
 }
+
+/// Whether `anchorhold` can make machines here; says why if not.
+pub fn has_machines() -> bool {
+    let agent = anchorhold_tests::room::anchorhold().with_file_name("anchorhold-agent");
+    if !agent.is_file() {
+        anchorhold_tests::skip("the agent is not built: cargo build -p anchorhold-agent");
+        return false;
+    }
+    World::new().is_some()
+}

@@ -76,6 +76,8 @@ pub struct View {
     pub memory: Vec<PathBuf>,
     /// Symbolic links: where, and what they say.
     pub links: Vec<(PathBuf, PathBuf)>,
+    /// Programs of the host that the guest has a copy of: where, and which.
+    pub copies: Vec<(PathBuf, PathBuf)>,
     /// Files: where, and what is in them.
     pub files: Vec<(PathBuf, String)>,
 }
@@ -187,6 +189,9 @@ fn start(view: &View) -> Vec<What> {
 fn place(tree: &mut Initramfs, view: &View) -> Result<(), InitramfsError> {
     for (path, text) in &view.files {
         tree.file(path, 0o644, text.as_bytes())?;
+    }
+    for (path, from) in &view.copies {
+        tree.copy(path, 0o755, from)?;
     }
     for (path, target) in &view.links {
         tree.link(path, target)?;

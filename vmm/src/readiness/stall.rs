@@ -1,7 +1,8 @@
 //! A guest that does nothing: no output, no input or output of QEMU's, no processor time.
 //!
 //! An idle Linux under emulation uses well under one per cent of a processor. A guest that spins is not found here: it is at work as
-//! far as anybody outside can see, and only a deadline ends it.
+//! far as anybody outside can see, and only a deadline ends it. A guest that would work and gets no processor, because its host is
+//! overloaded, does not stall either.
 
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ pub struct Sample {
     pub system_ticks: u64,
     /// Bytes read and written by QEMU.
     pub transferred: u64,
+    /// Nanoseconds in which QEMU could have run and had no processor.
+    pub starved: u64,
 }
 
 impl Sample {
@@ -38,6 +41,7 @@ impl Sample {
             user_ticks: usage.user_ticks,
             system_ticks: usage.system_ticks,
             transferred: usage.transferred,
+            starved: usage.starved,
         }
     }
 }
@@ -100,7 +104,8 @@ impl StallWatch {
         let bytes = sample.transferred.saturating_sub(self.last.transferred) as f64 / seconds.max(0.001);
         let is_silent = sample.received == self.last.received && bytes < QUIET;
         let is_kernel_busy = system > 0.5 && user < system / 10.0;
-        let is_idle = user + system < IDLE;
+        let starved = sample.starved.saturating_sub(self.last.starved) as f64 / 1e9 / seconds.max(0.001);
+        let is_idle = user + system < IDLE && starved < IDLE;
         if !is_silent || !(is_idle || is_kernel_busy) {
             self.since = now;
             self.is_kernel_busy = true;
@@ -131,6 +136,7 @@ mod tests {
             sum.user_ticks += step.user_ticks;
             sum.system_ticks += step.system_ticks;
             sum.transferred += step.transferred;
+            sum.starved += step.starved;
             if let Some(stalled) = watch.look(now, sum) {
                 return Some((number + 1, stalled.is_emulated_privilege));
             }
@@ -151,6 +157,7 @@ mod tests {
             Sample { user_ticks: 100, ..Sample::default() },
             Sample { user_ticks: 125, system_ticks: 125, ..Sample::default() },
             Sample { transferred: 1 << 20, ..Sample::default() },
+            Sample { user_ticks: 2, starved: 1_500_000_000, ..Sample::default() },
         ] {
             // Once in ten seconds is enough.
             let steps: Vec<_> = (0..40).map(|step| if step % 3 == 2 { work } else { Sample::default() }).collect();
