@@ -43,6 +43,8 @@ pub struct Run {
     pub console_limit: u64,
     /// Where a picture of its display is put when it fails.
     pub screenshot: Option<PathBuf>,
+    /// How long QEMU may take to answer its control socket.
+    pub control_patience: Duration,
 }
 
 impl Default for Run {
@@ -54,6 +56,7 @@ impl Default for Run {
             console_log: None,
             console_limit: 64 << 20,
             screenshot: None,
+            control_patience: CONTROL_PATIENCE,
         }
     }
 }
@@ -95,6 +98,7 @@ pub struct Machine {
     exit: Option<Exit>,
     has_display: bool,
     screenshot: Option<PathBuf>,
+    patience: Duration,
 }
 
 impl Machine {
@@ -158,6 +162,7 @@ impl Machine {
             exit: None,
             has_display: spec.display,
             screenshot: run.screenshot,
+            patience: run.control_patience,
         };
         machine.greet()?;
         Ok(machine)
@@ -170,10 +175,10 @@ impl Machine {
             if let Some(exit) = self.exit {
                 return Err(self.fail(FailureClass::QemuRefused, format!("QEMU ended at once ({exit})")));
             }
-            if begun.elapsed() > CONTROL_PATIENCE {
+            if begun.elapsed() > self.patience {
                 return Err(self.fail_waiting(FailureClass::QemuSilent, "QEMU said nothing", "its greeting", begun));
             }
-            self.pump(begun + CONTROL_PATIENCE)?;
+            self.pump(begun + self.patience)?;
         }
         // It greets before it has looked at all of its command line.
         self.execute("qmp_capabilities", &Value::Null).map(drop).map_err(|failure| match self.exit {
@@ -279,7 +284,7 @@ impl Machine {
     /// # Errors
     /// QEMU's refusal as [`FailureClass::QemuFailed`]; its end; its silence.
     pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, Failure> {
-        self.execute_with(command, arguments, None, CONTROL_PATIENCE)
+        self.execute_with(command, arguments, None, self.patience)
     }
 
     /// As [`Machine::execute`], with a descriptor for QEMU and a time of its own.

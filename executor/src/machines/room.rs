@@ -96,6 +96,17 @@ pub fn room(parts: Parts<'_>) -> Room {
 mod tests {
     use super::*;
 
+    fn parts(prepared: &Prepared) -> Parts<'_> {
+        Parts {
+            prepared,
+            program: Path::new("/opt/anchorhold"),
+            shown: vec![Entry::bind("/nix/store=/scratch/store".as_ref(), true)],
+            outside: Outside::Auto,
+            limits: Limits::default(),
+            output: Output::Pipe,
+        }
+    }
+
     #[test]
     fn a_machines_room_shows_nothing_but_what_it_needs() {
         let prepared = Prepared {
@@ -104,14 +115,6 @@ mod tests {
             order: "/work/order".into(),
             result: "/work/result".into(),
             accelerator: Accelerator::Tcg,
-        };
-        let parts = |prepared| Parts {
-            prepared,
-            program: Path::new("/opt/anchorhold"),
-            shown: vec![Entry::bind("/nix/store=/scratch/store".as_ref(), true)],
-            outside: Outside::Auto,
-            limits: Limits::default(),
-            output: Output::Pipe,
         };
         let made = room(parts(&prepared));
         assert_eq!((made.profile, made.devices.kvm), (Profile::Machines, false));

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::initramfs::Initramfs;
+use anchorhold_vmm::kernel::Kernel;
+use anchorhold_vmm::linux::{self, View};
 use anchorhold_vmm::machine::{Machine, Run};
 use anchorhold_vmm::readiness::{Verdict, Wait, wait};
 use anchorhold_vmm::spec::{Accelerator, Boot};
@@ -154,4 +156,27 @@ fn what_qemu_refuses_is_told_in_its_words() {
     let failure = Machine::start(&world.qemu, &guest.spec, Run::default()).unwrap_err();
     assert_eq!(failure.class, FailureClass::QemuRefused);
     assert!(failure.evidence.qemu.iter().any(|line| line.contains("no-such-cpu")), "{:?}", failure.evidence);
+}
+
+#[test]
+fn a_module_that_a_kernel_has_not_got_is_named() {
+    let Some(world) = World::new() else { return };
+    let place = tempfile::tempdir().unwrap();
+    for file in ["modules.dep", "modules.softdep", "modules.alias", "modules.builtin"] {
+        let text = std::fs::read_to_string(world.kernel.modules.join(file)).unwrap_or_default();
+        let without: String = text.lines().filter(|line| !line.contains("9p")).map(|line| format!("{line}\n")).collect();
+        std::fs::write(place.path().join(file), without).unwrap();
+    }
+    let poor = Kernel { modules: place.path().to_owned(), ..world.kernel.clone() };
+    let made = linux::prepare(
+        &poor,
+        "/proc/self/exe".as_ref(),
+        &View::default(),
+        512,
+        world.elf.parent().unwrap(),
+        &place.path().join("initramfs"),
+    );
+    let failure = Failure::from(made.unwrap_err());
+    assert_eq!(failure.class, FailureClass::KernelLacksModule, "{failure}");
+    assert!(failure.what.contains("9pnet"), "{failure}");
 }

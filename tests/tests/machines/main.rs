@@ -4,5 +4,6 @@ mod builds;
 mod control;
 mod failures;
 mod memory;
+mod pretender;
 mod vm_run;
 mod world;

@@ -109,6 +109,14 @@ fn a_flipped_byte_is_refused_and_without_the_digest_it_would_not_be() {
     let state = [RAM, DEVICE].map(|name| (name.to_owned(), digest_of(&directory.join(name))));
     memory::Manifest::new(template.key().clone(), state.into()).write(&directory.join(MANIFEST)).unwrap();
     drop(Template::open(&directory).unwrap().revive(&world.qemu, &guest.spec, Run::default()).unwrap());
+
+    // What it cannot read, it says.
+    let device = File::options().write(true).open(directory.join(DEVICE)).unwrap();
+    device.set_len(device.metadata().unwrap().len() / 2).unwrap();
+    let state = [RAM, DEVICE].map(|name| (name.to_owned(), digest_of(&directory.join(name))));
+    memory::Manifest::new(template.key().clone(), state.into()).write(&directory.join(MANIFEST)).unwrap();
+    let failure = Template::open(&directory).unwrap().revive(&world.qemu, &guest.spec, Run::default()).unwrap_err();
+    assert_eq!(failure.class, FailureClass::LoadFailed, "{failure}");
 }
 
 #[test]

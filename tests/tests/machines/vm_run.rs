@@ -118,6 +118,10 @@ fn what_cannot_be_started_is_refused_with_words() {
     refused(&["--option", "vm-kernel", "/nowhere/kernel"], "(no-kernel)");
     refused(&["--option", "vm-agent", "/nowhere/agent"], "/nowhere/agent");
     refused(&["--memory", "16M"], "(initramfs-too-large)");
+    // Where KVM is of use, there is nothing to refuse.
+    if anchorhold_sandbox::kvm::probe(true).is_err() {
+        refused(&["--option", "accel", "kvm"], "(accelerator-unusable)");
+    }
     refused(&["--ro", "/etc/passwd"], "only directories");
     let output = vm_run(&[], ["/no/such/program"]).output().unwrap();
     assert_eq!(output.status.code(), Some(126));

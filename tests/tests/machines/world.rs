@@ -18,6 +18,7 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 /// What guests need of the host.
 pub struct World {
     pub qemu: Installed,
+    pub kernel: Kernel,
     /// The kernel as an ELF file.
     pub elf: PathBuf,
     busybox: PathBuf,
@@ -42,7 +43,7 @@ impl World {
         let folder = kernel_folder()?;
         let kernel = Kernel::at(&folder).map_err(|error| error.to_string())?;
         let elf = kernel.extracted(&folder.join("extracted")).map_err(|error| error.to_string())?;
-        Ok(Self { qemu, elf, busybox })
+        Ok(Self { qemu, kernel, elf, busybox })
     }
 
     /// A guest with 128 MiB whose first process is this script of busybox's shell. Its commands are `busybox NAME`.
