@@ -12,6 +12,7 @@ pub mod config;
 pub mod derivation;
 pub mod hash;
 pub mod hook;
+pub mod machines;
 pub mod nar;
 pub mod nix_config;
 pub mod progress;

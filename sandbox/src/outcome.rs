@@ -27,6 +27,8 @@ pub enum End {
 
 /// Exit statuses of our own, beside those of the payload. 125 to 127 follow docker(1) and env(1), 124 timeout(1).
 pub mod exit_status {
+    /// A machine failed before the status of the command in it came.
+    pub const MACHINE: i32 = 120;
     /// The room wrote nothing for too long.
     pub const SILENCE: i32 = 121;
     /// The room wrote too much.

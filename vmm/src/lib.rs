@@ -1,2 +1,36 @@
 //! Virtual machines inside a sealed room: the Windows guest, its Linux controller, their wire and their stages.
+//!
+//! ```text
+//! MachineSpec ──► arguments ──► Machine ──► readiness ──► what was waited for, or a Failure of a known class
+//! what            how           runs        waits
+//! ```
+//!
+//! * [`spec::MachineSpec`] is plain data: what machine is wanted.
+//! * [`qemu`] knows which QEMU there is, and writes its command line by a pure function.
+//! * [`machine::Machine`] is one that runs: control socket, console, ports and process as one stream of events.
+//! * [`readiness`] waits for events with deadlines, and says why something did not come.
+//! * [`failure`] is the table of everything that goes wrong.
+//! * [`linux`] is the Linux machine: a kernel, an agent, directories of the host, one program.
+//! * [`memory`] saves a machine, and revives it many times.
+//!
+//! The crate knows nothing of Nix.
 #![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod channel;
+pub mod console;
+pub mod encoding;
+pub mod exchange;
+pub mod failure;
+pub mod initramfs;
+pub mod kernel;
+pub mod lines;
+pub mod linux;
+pub mod machine;
+pub mod memory;
+pub mod process;
+pub mod qemu;
+pub mod qmp;
+pub mod readiness;
+pub mod report;
+pub mod spec;

@@ -12,11 +12,15 @@ use super::room::{Grants, SandboxPath};
 use super::upkeep::Upkeep;
 use crate::derivation::Derivation;
 use crate::derivation::options::Options;
+use crate::machines::Machines;
 
 /// The feature that grants `/dev/kvm`.
 pub const KVM: &str = "kvm";
 /// The feature of builds that make sandboxes themselves.
 pub const NESTED: &str = "nested-sandbox";
+
+/// The feature of builds whose builder runs in a Linux machine of its own.
+pub const LINUX_VM: &str = "linux-vm";
 
 /// Policy for all builds of one call.
 #[derive(Debug, Clone)]
@@ -67,6 +71,8 @@ pub struct Policy {
     pub hooks: Hooks,
     /// What is done to the store around builds.
     pub upkeep: Upkeep,
+    /// What virtual machines are made of, where there are any.
+    pub machines: Option<Machines>,
 }
 
 /// Why this machine does not do a build.
@@ -131,6 +137,7 @@ impl Policy {
             build_users_group: None,
             hooks: Hooks::default(),
             upkeep: Upkeep::default(),
+            machines: None,
         }
     }
 
@@ -160,7 +167,10 @@ impl Policy {
                 here: if here.is_empty() { "none".to_owned() } else { here },
                 advice: match feature.as_str() {
                     KVM => "`anchorhold doctor` says why /dev/kvm is unusable",
-                    "uid-range" | "recursive-nix" | "windows-vm" | "linux-vm" => {
+                    LINUX_VM => {
+                        "`anchorhold vm run -- true` says what is missing: QEMU, a kernel (scripts/guest-kernel makes one) or the agent"
+                    }
+                    "uid-range" | "recursive-nix" | "windows-vm" => {
                         "no version of this program gives it yet"
                     }
                     _ => "add it to `system-features` if the machine has what it stands for",
@@ -177,6 +187,7 @@ impl Policy {
         Ok(Grants {
             kvm: requires(KVM),
             nested: requires(NESTED),
+            linux_vm: requires(LINUX_VM),
             fetch: derivation.fixed_output().is_some(),
             no_room: options.no_chroot,
             linux32: self.system == "x86_64-linux" && derivation.system == "i686-linux",

@@ -25,6 +25,8 @@ use super::{builtin, checks, failure, keep, outputs, record, running};
 use crate::derivation::Derivation;
 use crate::derivation::options::Options;
 use crate::derivation::paths::check_buildable;
+use crate::machines;
+use crate::machines::build::{Trouble, Wishes, in_machine, trouble};
 use crate::progress::lines::{LineSplitter, Tail};
 use crate::store::{Direction, Store};
 use crate::store_path::StorePath;
@@ -349,6 +351,23 @@ impl Attempt<'_> {
             outside,
             command,
         });
+        let work = scratch.path().join("machine");
+        let machine = match (&policy.machines, grants.linux_vm) {
+            (Some(machines), true) => {
+                let wishes = Wishes::read(self.derivation).map_err(Stopped::rejected)?;
+                let owner = slot.ids.as_ref().and_then(Ids::owner);
+                let made = in_machine(&room, machines, &wishes, &work, owner).map_err(Stopped::misc)?;
+                telling.notice(&format!(
+                    "‘{}’ is built in a Linux machine, by {}",
+                    self.path,
+                    if made.devices.kvm { "KVM" } else { "emulation" }
+                ));
+                Some(made)
+            }
+            (None, true) => return Err(Stopped::misc("there are no virtual machines here")),
+            (_, false) => None,
+        };
+        let entered = machine.as_ref().unwrap_or(&room);
         let mut log = LogWriter::create(&store.log_dir(), self.path, None).map_err(|error| self.disk(&error))?;
         let (mut lines, mut tail) = (LineSplitter::new(), Tail::new(policy.log_lines, TAIL_BYTES));
         let worker = match &mut slot.worker {
@@ -357,10 +376,10 @@ impl Attempt<'_> {
                 Worker::start().map_err(|error| Stopped::misc(format!("starting a launcher process: {error}")))?,
             ),
         };
-        if let Err(error) = running::announce(scratch, self.path, worker.id(), &room) {
+        if let Err(error) = running::announce(scratch, self.path, worker.id(), entered) {
             telling.warn(&format!("visitors will not find the build of ‘{}’: {error}", self.path));
         }
-        let ran = worker.run(&room, &mut |bytes| {
+        let ran = worker.run(entered, &mut |bytes| {
             // The room keeps the limit of the log: nothing more than that comes.
             let _: Written = log.write(bytes).map_err(std::io::Error::other)?;
             lines.feed(bytes, |line| tail.push(line));
@@ -395,7 +414,13 @@ impl Attempt<'_> {
                 });
             }
         };
-        let stopped = judge(&ended, self.derivation, policy, self.is_disk_full());
+        let trouble = machine.and_then(|_| trouble(&machines::build::result(&work), ended.end));
+        let stopped = match trouble {
+            None => judge(&ended, self.derivation, policy, self.is_disk_full()),
+            Some(Trouble::NotRun(why)) => Some(Stopped::misc(why)),
+            Some(Trouble::TimedOut(why)) => Some(Stopped::new(Status::TimedOut, format!("timed out: {why}"))),
+            Some(Trouble::Failed(why)) => Some(Stopped::new(Status::PermanentFailure, format!("failed: {why}"))),
+        };
         let Ended { account, refused, seal, .. } = ended;
         self.result.account = Some(account);
         self.result.seal = Some(seal);

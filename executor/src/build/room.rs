@@ -86,6 +86,8 @@ pub struct Grants {
     pub fetch: bool,
     /// That it sees the host's files, read-only, and its network: `__noChroot` where policy is relaxed.
     pub no_room: bool,
+    /// A Linux machine of its own.
+    pub linux_vm: bool,
     /// That 32-bit is the machine it sees.
     pub linux32: bool,
 }

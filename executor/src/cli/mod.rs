@@ -10,6 +10,7 @@ mod doctor;
 mod explain;
 mod hook;
 mod launch;
+mod machine;
 mod policy;
 mod room_options;
 mod run;
@@ -17,6 +18,7 @@ mod shell;
 mod store;
 mod store_root;
 mod store_server;
+mod vm;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -34,7 +36,7 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 14] = [
+const SUBCOMMANDS: [Subcommand; 16] = [
     build::SUBCOMMAND,
     shell::SUBCOMMAND,
     attach::SUBCOMMAND,
@@ -43,12 +45,14 @@ const SUBCOMMANDS: [Subcommand; 14] = [
     store::SUBCOMMAND,
     store_server::SUBCOMMAND,
     run::SUBCOMMAND,
+    vm::SUBCOMMAND,
     explain::SUBCOMMAND,
     doctor::SUBCOMMAND,
     audit::SUBCOMMAND,
     config::SUBCOMMAND,
     completion::SUBCOMMAND,
     launch::SUBCOMMAND,
+    machine::SUBCOMMAND,
 ];
 
 /// The whole command line.

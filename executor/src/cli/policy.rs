@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anchorhold::build::hooks::Hooks;
-use anchorhold::build::policy::{KVM, Policy};
+use anchorhold::build::policy::{KVM, LINUX_VM, Policy};
 use anchorhold::build::room::SandboxPath;
 use anchorhold::build::upkeep::{Space, Upkeep};
 use anchorhold::cache::SecretKey;
 use anchorhold::config::settings::{Network, Sandbox, Settings};
+use anchorhold::machines::Machines;
 use anchorhold::store::{GcPolicy, Store};
 use anchorhold_sandbox::quantity::{Duration, Size};
 use anchorhold_sandbox::room::{Network as RoomNetwork, NetworkMode};
@@ -22,6 +23,11 @@ use super::store_root::Failure;
 pub fn of_store(settings: &Settings, store: &Store) -> Result<Policy, Failure> {
     let mut policy = by_settings(settings, builds(settings, store));
     policy.upkeep.keys = secret_keys(settings)?;
+    let machines = Machines::of(settings);
+    if settings.system_features.iter().any(|feature| feature == LINUX_VM) && machines.are_there() {
+        policy.features.insert(LINUX_VM.to_owned());
+        policy.machines = Some(machines);
+    }
     Ok(policy)
 }
 
@@ -38,6 +44,8 @@ pub fn by_settings(settings: &Settings, builds: PathBuf) -> Policy {
     if features.contains(KVM) && anchorhold_sandbox::kvm::probe(rustix::process::geteuid().is_root()).is_err() {
         features.remove(KVM);
     }
+    // A door gives machines by itself, see `of_store`.
+    features.remove(LINUX_VM);
     Policy {
         system: settings.system.clone(),
         extra_platforms: settings.extra_platforms.iter().cloned().collect(),
@@ -82,6 +90,7 @@ pub fn by_settings(settings: &Settings, builds: PathBuf) -> Policy {
             },
             space: Space::default(),
         },
+        machines: None,
     }
 }
 

@@ -87,6 +87,11 @@ pub struct Settings {
     pub keep_derivations: bool,
     pub keep_outputs: bool,
     pub accel: String,
+    pub vm_qemu: Option<PathBuf>,
+    pub vm_kernel: Option<PathBuf>,
+    pub vm_agent: Option<PathBuf>,
+    /// In bytes.
+    pub vm_memory: u64,
 }
 
 impl Settings {
@@ -138,6 +143,10 @@ impl Settings {
             keep_derivations: read.truth("keep-derivations"),
             keep_outputs: read.truth("keep-outputs"),
             accel: read.text("accel"),
+            vm_qemu: read.path("vm-qemu"),
+            vm_kernel: read.path("vm-kernel"),
+            vm_agent: read.path("vm-agent"),
+            vm_memory: read.bytes("vm-memory").unwrap_or(1 << 30),
         }
     }
 }

@@ -308,9 +308,9 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "system-features",
         Kind::List,
-        "[\"benchmark\", \"big-parallel\", \"kvm\", \"nested-sandbox\", \"nixos-test\"]",
+        "[\"benchmark\", \"big-parallel\", \"kvm\", \"linux-vm\", \"nested-sandbox\", \"nixos-test\"]",
         "build",
-        "What builds may require of this machine; those that require `kvm` are granted `/dev/kvm` (the word counts only where the device is usable), those that require `nested-sandbox` may make sandboxes themselves.",
+        "What builds may require of this machine; those that require `kvm` are granted `/dev/kvm` (the word counts only where the device is usable), those that require `linux-vm` run in a Linux machine of their own (where there are QEMU, a kernel and the agent), those that require `nested-sandbox` may make sandboxes themselves.",
     ),
     setting(
         "sandbox",
@@ -413,4 +413,20 @@ pub const SETTINGS: &[Setting] = &[
         "machines",
         "What runs virtual machines: the kernel's KVM, slow emulation, or what is there; the result names it.",
     ),
+    setting("vm-qemu", Kind::Path, "\"\"", "machines", "The QEMU of virtual machines; without one it is looked for in PATH."),
+    setting(
+        "vm-kernel",
+        Kind::Path,
+        "\"\"",
+        "machines",
+        "The kernel of Linux machines: a file, or a folder as `scripts/guest-kernel` makes it; without one that folder's own place is looked at, then `/boot`.",
+    ),
+    setting(
+        "vm-agent",
+        Kind::Path,
+        "\"\"",
+        "machines",
+        "The first process of guests, a static program; without one it is `anchorhold-agent` beside this program.",
+    ),
+    setting("vm-memory", Kind::Size, "\"1G\"", "machines", "The memory of a virtual machine that does not ask for other."),
 ];

@@ -17,6 +17,7 @@ pub mod process;
 #[cfg(test)]
 pub mod recorder;
 pub mod seccomp;
+pub mod tied;
 
 use std::cell::OnceCell;
 use std::ffi::{CString, OsStr, OsString};

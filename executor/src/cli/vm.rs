@@ -1,0 +1,238 @@
+//! `anchorhold vm`: virtual machines for people.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anchorhold::build::launcher::host_for;
+use anchorhold::machines::{self, Machines, Wanted};
+use anchorhold_sandbox::launcher::Options;
+use anchorhold_sandbox::outcome::{End, exit_status};
+use anchorhold_sandbox::quantity::{Duration, Size};
+use anchorhold_sandbox::room::{Entry, Limits, Output};
+use anchorhold_sandbox::{Launcher, Plan};
+use anchorhold_vmm::exchange;
+use anchorhold_vmm::failure::FailureClass;
+use anchorhold_vmm::linux::Directory;
+use clap::{ArgMatches, Args, Command};
+
+use super::config::ConfigOptions;
+use super::run::{OwnStreams, explain_refusals, status_of};
+use super::{Subcommand, command, complain, exit_code, options};
+
+pub const SUBCOMMAND: Subcommand = Subcommand { name: "vm", command: vm, run };
+
+fn vm() -> Command {
+    Command::new("vm")
+        .about("Run commands in virtual machines, each machine in a sealed room")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(command::<RunOptions>(
+            "run",
+            "Run a command in a Linux machine of its own, and give its exit status",
+        ))
+        .subcommand(
+            Command::new("failures").about("Print the classes of failures of machines, as one line of JSON each"),
+        )
+}
+
+#[derive(Debug, Args)]
+struct RunOptions {
+    #[command(flatten)]
+    config: ConfigOptions,
+
+    /// Memory of the machine [default: the setting vm-memory]
+    #[arg(long, value_name = "SIZE", help_heading = "Machine")]
+    memory: Option<Size>,
+
+    /// Processors of the machine
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Machine")]
+    cores: u32,
+
+    /// Show this directory to the guest, read-only [INSIDE=OUTSIDE]
+    #[arg(long, value_name = "PATH", help_heading = "Files")]
+    ro: Vec<OsString>,
+
+    /// Show this directory to the guest, writable
+    #[arg(long, value_name = "PATH", help_heading = "Files")]
+    rw: Vec<OsString>,
+
+    /// Do not show the host's /usr and the links to it
+    #[arg(long, help_heading = "Files")]
+    no_usr: bool,
+
+    /// The current directory in the guest
+    #[arg(long, value_name = "PATH", default_value = "/", help_heading = "Files")]
+    cwd: PathBuf,
+
+    /// Set a variable
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Process")]
+    env: Vec<OsString>,
+
+    /// End the machine after this time
+    #[arg(long, value_name = "TIME", help_heading = "Limits")]
+    timeout: Option<Duration>,
+
+    /// Write the console of the machine to this file
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    console: Option<PathBuf>,
+
+    /// Write how the machine ended, or why it failed, to this file as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Reports")]
+    result: Option<PathBuf>,
+
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+fn run(matches: &ArgMatches) -> ExitCode {
+    match matches.subcommand() {
+        Some(("failures", _)) => {
+            println!("{}", FailureClass::table());
+            ExitCode::SUCCESS
+        }
+        Some((_, matches)) => match run_command(&options(matches)) {
+            Ok(status) => exit_code(status),
+            Err((status, why)) => {
+                complain(why);
+                exit_code(status)
+            }
+        },
+        None => exit_code(exit_status::NOT_STARTED),
+    }
+}
+
+type Refused = (i32, String);
+
+fn not_started(why: impl std::fmt::Display) -> Refused {
+    (exit_status::NOT_STARTED, why.to_string())
+}
+
+fn run_command(options: &RunOptions) -> Result<i32, Refused> {
+    let settings = options.config.load().map_err(not_started)?.settings();
+    let machines = Machines::of(&settings);
+    let mut view = machines::plain_view();
+    // Both outside and in the room; the guest finds each at its own place.
+    let mut shown = Vec::new();
+    let mut show = |inside: PathBuf, outside: PathBuf, writable: bool| {
+        let place = PathBuf::from(format!("/machine/directories/{}", shown.len()));
+        shown.push(Entry::Bind {
+            inside: place.clone(),
+            outside: Some(outside),
+            writable,
+            optional: false,
+            noexec: false,
+        });
+        view.directories.push(Directory { outside: place, inside, writable });
+    };
+    if !options.no_usr {
+        let (directories, links) = machines::host_programs();
+        directories.into_iter().for_each(|path| show(path.clone(), path, false));
+        view.links.extend(links);
+    }
+    for (spelled, writable) in
+        options.ro.iter().map(|path| (path, false)).chain(options.rw.iter().map(|path| (path, true)))
+    {
+        let (inside, outside) = shared(spelled)?;
+        show(inside, outside, writable);
+    }
+    let work = tempfile::Builder::new().prefix("anchorhold-vm-").tempdir();
+    let work = work.map_err(|error| not_started(format_args!("making a directory for temporary files: {error}")))?;
+    let ids = machines::Ids::take(settings.build_users_group.as_deref()).map_err(not_started)?;
+    let memory = options.memory.map_or(machines.memory, |size| size.bytes(0) >> 20);
+    let wanted = Wanted {
+        name: "guest".to_owned(),
+        memory: memory.max(1),
+        cores: options.cores.clamp(1, 255),
+        view,
+        command: guest_command(options)?,
+        streams_apart: true,
+        hooks: Vec::new(),
+        limit: None,
+    };
+    let prepared = machines::prepare(&machines, &wanted, work.path(), ids.owner()).map_err(not_started)?;
+    let program =
+        std::env::current_exe().map_err(|error| not_started(format_args!("finding this program: {error}")))?;
+    let room = machines::room::room(machines::room::Parts {
+        prepared: &prepared,
+        program: &program,
+        shown,
+        outside: ids.outside(),
+        limits: Limits { time: options.timeout, ..Limits::default() },
+        output: Output::Pipe,
+    });
+    let plan = Plan::compile(&room, &host_for(&room)).map_err(not_started)?;
+    for weakening in &plan.weakenings {
+        complain(format_args!("warning: {} is weaker: {}", weakening.layer, weakening.what));
+    }
+    let mut streams = OwnStreams::default();
+    let outcome = Launcher::new(&plan, Options::default())
+        .run(&mut streams)
+        .map_err(|error| (status_of(&error), error.to_string()))?;
+    let reports = [(&options.console, machines::supervisor::CONSOLE), (&options.result, machines::supervisor::REPORT)];
+    for (file, name) in reports {
+        if let Some(file) = file {
+            copy(&prepared.result.join(name), file)
+                .map_err(|error| not_started(format_args!("writing {}: {error}", file.display())))?;
+        }
+    }
+    match outcome.end {
+        End::Exited(exit_status::MACHINE) => explain_refusals(&outcome),
+        End::Time => complain("the machine was ended: it ran longer than --timeout allows"),
+        _ => {}
+    }
+    Ok(outcome.end.exit_status())
+}
+
+/// A file that the room wrote, which may be anything by now.
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    use std::io::Read;
+    use std::os::unix::fs::OpenOptionsExt;
+    const MOST: u64 = 64 << 20;
+    // O_NOFOLLOW and O_NONBLOCK: neither a link to elsewhere nor a pipe that nobody writes.
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags((rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed())
+        .open(from)?;
+    let mut out = std::fs::File::create(to)?;
+    std::io::copy(&mut file.take(MOST), &mut out).map(drop)
+}
+
+/// `INSIDE[=OUTSIDE]`, of a directory.
+fn shared(spelled: &OsStr) -> Result<(PathBuf, PathBuf), Refused> {
+    let Entry::Bind { inside, outside, .. } = Entry::bind(spelled, false) else { unreachable!("a bind is one") };
+    let outside = outside.unwrap_or_else(|| inside.clone());
+    let outside = std::path::absolute(&outside).unwrap_or(outside);
+    if !inside.is_absolute() {
+        return Err(not_started(format_args!("{}: the guest's path is not absolute", inside.display())));
+    }
+    if !outside.is_dir() {
+        return Err(not_started(format_args!("{}: only directories can be shown to a guest", outside.display())));
+    }
+    Ok((inside, outside))
+}
+
+fn guest_command(options: &RunOptions) -> Result<exchange::Command, Refused> {
+    use std::os::unix::ffi::OsStrExt;
+    let (program, arguments) = options.command.split_first().ok_or_else(|| not_started("there is no command"))?;
+    let mut command = exchange::Command::new(program)
+        .arguments(arguments)
+        .directory(&options.cwd)
+        .variable("HOME", "/root")
+        .variable("LANG", "C.UTF-8")
+        .variable("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .variable("TMPDIR", "/tmp")
+        .variable("USER", "root");
+    for assignment in &options.env {
+        let bytes = assignment.as_bytes();
+        let Some(at) = bytes.iter().position(|byte| *byte == b'=') else {
+            return Err(not_started(format_args!("--env {}: write NAME=VALUE", assignment.display())));
+        };
+        let (name, value) = (OsStr::from_bytes(&bytes[..at]), OsStr::from_bytes(&bytes[at + 1..]));
+        command.environment.retain(|(known, _)| known != name);
+        command = command.variable(name, value);
+    }
+    command.check().map_err(not_started)?;
+    Ok(command)
+}

@@ -1,0 +1,325 @@
+//! Linux machines in rooms.
+//!
+//! ```text
+//! outside                      in a room of the profile `machines`
+//! prepare: kernel, initramfs,  supervisor: QEMU, the guest, the program in it ──► its output, its status
+//!          job, command        result.json, console.log
+//! ```
+//!
+//! What a machine starts from is made outside, of files that only the operator writes. QEMU, which a guest may take over, and
+//! the supervisor that talks to it run in a room: nothing of the host but what the machine is shown, a network of its own
+//! with nothing but loopback. The supervisor's standard output and error are those of the program in the guest.
+
+pub mod build;
+pub mod room;
+pub mod supervisor;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anchorhold_sandbox::room::Outside;
+use anchorhold_vmm::exchange::Command;
+use anchorhold_vmm::failure::{Failure, FailureClass};
+use anchorhold_vmm::kernel::Kernel;
+use anchorhold_vmm::linux::{self, Job, View};
+use anchorhold_vmm::qemu::Installed;
+use anchorhold_vmm::spec::Accelerator;
+use serde::{Deserialize, Serialize};
+
+use crate::config::settings::Settings;
+
+/// Whom a machine's room runs under.
+pub struct Ids(crate::build::realise::Ids);
+
+impl Ids {
+    /// The person who asks; for root an id that no other room has, or a member of this group.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn take(group: Option<&str>) -> Result<Self, String> {
+        crate::build::realise::Ids::take(group).map(Self)
+    }
+
+    /// As the room wants it.
+    pub fn outside(&self) -> Outside {
+        self.0.outside()
+    }
+
+    /// Who it is, if not the person who asks: uid and gid.
+    pub fn owner(&self) -> Option<(u32, u32)> {
+        self.0.owner()
+    }
+}
+
+/// The hidden subcommand that is the payload of a machine's room.
+pub const SUBCOMMAND: &str = "machine";
+
+/// The agent's file name, beside this program.
+const AGENT: &str = anchorhold_vmm::agent::FILE_NAME;
+
+/// What of the settings machines are made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machines {
+    /// QEMU; the one in PATH when none is named.
+    pub qemu: Option<PathBuf>,
+    /// A kernel, or a folder of one.
+    pub kernel: Option<PathBuf>,
+    /// The agent; the one beside this program when none is named.
+    pub agent: Option<PathBuf>,
+    /// What executes guests: `auto`, `kvm` or `tcg`.
+    pub accelerator: String,
+    /// Memory of a machine that does not say, in MiB.
+    pub memory: u64,
+    /// Where kernels that were made ready are kept.
+    pub cache: PathBuf,
+}
+
+impl Machines {
+    /// As the settings say.
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            qemu: settings.vm_qemu.clone(),
+            kernel: settings.vm_kernel.clone(),
+            agent: settings.vm_agent.clone(),
+            accelerator: settings.accel.clone(),
+            memory: (settings.vm_memory >> 20).max(1),
+            cache: cache(),
+        }
+    }
+
+    /// Whether there may be machines here: QEMU, a kernel and the agent are there, as far as a look tells.
+    pub fn are_there(&self) -> bool {
+        let name = format!("qemu-system-{}", std::env::consts::ARCH);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let qemu = match &self.qemu {
+            Some(named) => named.is_file(),
+            None => std::env::split_paths(&path).any(|place| place.join(&name).is_file()),
+        };
+        qemu && self.agent().is_ok() && self.accelerator().is_ok() && self.kernel().is_ok()
+    }
+
+    /// The kernel: the named one, or that of `scripts/guest-kernel`, or the host's.
+    ///
+    /// # Errors
+    /// [`FailureClass::NoKernel`].
+    fn kernel(&self) -> Result<Kernel, Failure> {
+        let places = match &self.kernel {
+            Some(named) => vec![named.clone()],
+            None => {
+                let made = |cache: PathBuf| cache.join("guest-kernel");
+                vec![made(self.cache.clone()), made(SYSTEM_CACHE.into()), "/boot".into()]
+            }
+        };
+        Kernel::first_of(&places).map_err(|error| Failure::new(FailureClass::NoKernel, error.to_string()))
+    }
+
+    fn agent(&self) -> Result<PathBuf, Failure> {
+        let missing = |what: String| Failure::new(FailureClass::NoKernel, what);
+        match &self.agent {
+            Some(named) => Ok(named.clone()),
+            None => {
+                let own = std::env::current_exe().map_err(|error| missing(format!("finding this program: {error}")))?;
+                let beside = own.with_file_name(AGENT);
+                if beside.is_file() {
+                    return Ok(beside);
+                }
+                Err(missing(format!(
+                    "there is no {} (cargo build --workspace makes it; vm-agent names another)",
+                    beside.display()
+                )))
+            }
+        }
+    }
+
+    /// What executes a guest.
+    ///
+    /// # Errors
+    /// [`FailureClass::AcceleratorUnusable`] when KVM is asked for and is of no use.
+    pub fn accelerator(&self) -> Result<Accelerator, Failure> {
+        if self.accelerator == "tcg" {
+            return Ok(Accelerator::Tcg);
+        }
+        match (anchorhold_sandbox::kvm::probe(rustix::process::geteuid().is_root()), self.accelerator.as_str()) {
+            (Ok(_), _) => Ok(Accelerator::Kvm),
+            (Err((why, fix)), "kvm") => {
+                Err(Failure::new(FailureClass::AcceleratorUnusable, format!("accel is kvm, and {why}; {fix}")))
+            }
+            (Err(_), _) => Ok(Accelerator::Tcg),
+        }
+    }
+}
+
+const SYSTEM_CACHE: &str = "/var/cache/anchorhold";
+
+/// Where this user keeps what can be made again.
+fn cache() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return SYSTEM_CACHE.into();
+    }
+    let named = std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    named.or_else(home).unwrap_or_else(std::env::temp_dir).join("anchorhold")
+}
+
+/// What is asked of one machine.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// What it is called in messages.
+    pub name: String,
+    /// Memory, in MiB.
+    pub memory: u64,
+    /// Processors.
+    pub cores: u32,
+    /// What the guest sees; where its directories lie *in the room*.
+    pub view: View,
+    /// What runs in it.
+    pub command: Command,
+    /// Whether standard error is told apart from standard output.
+    pub streams_apart: bool,
+    /// Programs around it, in the room.
+    pub hooks: Vec<Hook>,
+    /// How long it may take, in milliseconds.
+    pub limit: Option<u64>,
+}
+
+/// A program that is run in the room, before or after the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Hook {
+    /// After the guest, even when that failed; else before it.
+    pub after: bool,
+    /// What it is called in messages: `preVM`, `postVM`.
+    pub name: String,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+}
+
+/// All that the supervisor is told, but for the program in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Order {
+    /// The machine.
+    pub job: Job,
+    /// Programs around it.
+    pub hooks: Vec<Hook>,
+}
+
+/// A machine that is ready to be started in its room.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The program that is QEMU.
+    pub qemu: PathBuf,
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The directory of what the supervisor reads.
+    pub order: PathBuf,
+    /// The directory of what it writes.
+    pub result: PathBuf,
+    /// What executes it.
+    pub accelerator: Accelerator,
+}
+
+/// The order's file.
+pub const ORDER: &str = "order.json";
+/// The program in the guest, encoded.
+pub const COMMAND: &str = "command";
+/// The initial file system.
+const INITRAMFS: &str = "initramfs";
+
+/// Makes everything that a machine needs in `work`, which is ours; what the room writes is below it, and belongs to `owner` if
+/// that is somebody else.
+///
+/// # Errors
+/// What is missing, and what the file system says.
+pub fn prepare(
+    machines: &Machines,
+    wanted: &Wanted,
+    work: &Path,
+    owner: Option<(u32, u32)>,
+) -> Result<Prepared, Failure> {
+    let path = std::env::var_os("PATH");
+    let installed = Installed::find(machines.qemu.as_deref(), path.as_deref())?;
+    let accelerator = machines.accelerator()?;
+    let found = machines.kernel()?;
+    let agent = machines.agent()?;
+    let io = |doing: &str, path: &Path| {
+        let doing = format!("{doing} {}", path.display());
+        move |error: io::Error| Failure::new(FailureClass::NoKernel, format!("{doing}: {error}"))
+    };
+    let (order_directory, result) = (work.join("order"), work.join("result"));
+    for (directory, mode) in [(&order_directory, 0o755), (&result, 0o700)] {
+        fs::create_dir_all(directory).map_err(io("making", directory))?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(mode))
+            .map_err(io("changing the mode of", directory))?;
+    }
+    if let Some((uid, gid)) = owner {
+        std::os::unix::fs::chown(&result, Some(uid), Some(gid)).map_err(io("giving away", &result))?;
+    }
+    let initramfs = order_directory.join(INITRAMFS);
+    let kernel =
+        linux::prepare(&found, &agent, &wanted.view, wanted.memory, &machines.cache.join("kernels"), &initramfs)
+            .map_err(Failure::from)?;
+    let job = Job {
+        name: wanted.name.clone(),
+        kernel: room::KERNEL.into(),
+        initramfs: Path::new(room::ORDER).join(INITRAMFS),
+        qemu: Some(installed.program.clone()),
+        accelerator,
+        cpu: match accelerator {
+            Accelerator::Kvm => "host",
+            Accelerator::Tcg => "max",
+        }
+        .to_owned(),
+        memory: wanted.memory,
+        cores: wanted.cores,
+        view: wanted.view.clone(),
+        user: (0, 0),
+        streams_apart: wanted.streams_apart,
+        boot_limit: 120_000,
+        boot_stall: 30_000,
+        limit: wanted.limit,
+        console_limit: 16 << 20,
+    };
+    let order = Order { job, hooks: wanted.hooks.clone() };
+    let text = serde_json::to_vec_pretty(&order).map_err(io::Error::other);
+    let write = |name: &str, bytes: io::Result<Vec<u8>>| {
+        let file = order_directory.join(name);
+        bytes.and_then(|bytes| fs::write(&file, bytes)).map_err(io("writing", &file))
+    };
+    write(ORDER, text)?;
+    write(COMMAND, wanted.command.encode().map_err(io::Error::other))?;
+    Ok(Prepared { qemu: installed.program, kernel, order: order_directory, result, accelerator })
+}
+
+/// What every guest has: a place for temporary files, and who it knows.
+pub fn plain_view() -> View {
+    let file = |path: &str, text: &str| (PathBuf::from(path), text.to_owned());
+    View {
+        directories: Vec::new(),
+        copies: Vec::new(),
+        memory: vec!["/tmp".into(), "/run".into()],
+        links: vec![("/etc/mtab".into(), "/proc/mounts".into()), ("/var/run".into(), "/run".into())],
+        files: vec![
+            file("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/noshell\n"),
+            file("/etc/group", "root:x:0:\nnogroup:x:65534:\n"),
+            file("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"),
+            file("/root/.keep", ""),
+        ],
+    }
+}
+
+/// The host's programs, as a guest and a room see them: `/usr`, and what links to it. Where `path` is a link, it is one in there too.
+pub fn host_programs() -> (Vec<PathBuf>, Vec<(PathBuf, PathBuf)>) {
+    let (mut directories, mut links) = (Vec::new(), Vec::new());
+    for path in room::HOST_PROGRAMS {
+        let path = Path::new(path);
+        match fs::read_link(path) {
+            Ok(target) => links.push((path.to_owned(), target)),
+            Err(_) if path.is_dir() => directories.push(path.to_owned()),
+            Err(_) => {}
+        }
+    }
+    (directories, links)
+}

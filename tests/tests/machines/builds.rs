@@ -1,0 +1,138 @@
+//! Derivations whose builder runs in a Linux machine: `requiredSystemFeatures = linux-vm`.
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use anchorhold_tests::room::anchorhold;
+use anchorhold_tests::world::World;
+use serde_json::{Value, json};
+
+use crate::world::has_machines;
+
+/// A store with busybox in it.
+struct Store {
+    world: World,
+    tools: String,
+}
+
+impl Store {
+    fn new() -> Option<Self> {
+        if !has_machines() {
+            return None;
+        }
+        let world = World::new();
+        let tools = world.directory.path().join("tools");
+        std::fs::create_dir(&tools).unwrap();
+        let Ok(_) = std::fs::copy("/bin/busybox", tools.join("busybox")) else {
+            anchorhold_tests::skip("there is no /bin/busybox");
+            return None;
+        };
+        let tools = world.said(&["add", tools.to_str().unwrap()]).trim().to_owned();
+        Some(Self { world, tools })
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(anchorhold());
+        command.args(words).env("ANCHORHOLD_STORE", self.world.root()).stdin(Stdio::null());
+        command
+    }
+
+    /// Builds what this script of busybox's shell makes; `b` is busybox. These attributes are added.
+    fn build(&self, script: &str, attributes: Value) -> Output {
+        let busybox = format!("{}/busybox", self.tools);
+        let mut derivation = json!({
+            "name": "made", "system": format!("{}-linux", std::env::consts::ARCH), "builder": busybox,
+            "args": ["sh", "-ec", format!("b={busybox}\n{script}")], "inputDrvs": {}, "inputSrcs": [self.tools],
+            "outputs": { "out": {} }, "env": { "requiredSystemFeatures": "linux-vm" },
+        });
+        for (name, value) in attributes.as_object().unwrap() {
+            derivation["env"][name] = value.clone();
+        }
+        let file = self.world.file("made.json", &derivation.to_string());
+        let added = self.command(&["derivation", "add"]).arg(&file).output().unwrap();
+        assert!(added.status.success(), "{}", text(&added.stderr));
+        let path = text(&added.stdout);
+        self.command(&["build", "--option", "accel", "tcg", path.trim()]).output().unwrap()
+    }
+
+    /// What the only output holds.
+    #[track_caller]
+    fn built(&self, script: &str, attributes: Value) -> String {
+        let output = self.build(script, attributes);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let path: PathBuf = self.world.real(text(&output.stdout).trim());
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    /// What a failure says.
+    #[track_caller]
+    fn failure(&self, script: &str, attributes: Value) -> String {
+        let output = self.build(script, attributes);
+        assert!(!output.status.success());
+        text(&output.stderr)
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_builder_runs_under_a_kernel_of_its_own_and_makes_its_output() {
+    let Some(store) = Store::new() else { return };
+    let script = "$b uname -r >$out; $b id -u >>$out; $b cat /proc/1/comm >>$out; echo $odd >>$out
+        $b mount -t tmpfs tmpfs /mnt 2>/dev/null || { $b mkdir /mnt; $b mount -t tmpfs tmpfs /mnt; }; echo mounted >>$out
+        echo x >$(echo ${b%/*})/new 2>/dev/null || echo kept >>$out
+        $b pwd >>$out; echo \"$NIX_BUILD_TOP\" >>$out; $b ls /sys/class/net >>$out; $b grep MemTotal /proc/meminfo >>$out
+        $b nproc >>$out";
+    let made = store.built(script, json!({ "odd": "a 'b' \"c\" %d $e", "vmMemory": "700", "vmCores": "2" }));
+    let lines: Vec<_> = made.lines().collect();
+    let host = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_ne!(lines[0], host.trim());
+    // Its root, as builders of images need it, and our agent before it.
+    assert_eq!(lines[1..4], ["0", "init", "a 'b' \"c\" %d $e"], "{made}");
+    assert_eq!(lines[4..9], ["mounted", "kept", "/build", "/build", "lo"], "{made}");
+    let kibibytes: u64 = lines[9].split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!((500 << 10..700 << 10).contains(&kibibytes), "{made}");
+    assert_eq!(lines[10], "2", "{made}");
+    store.world.is_whole();
+}
+
+#[test]
+fn what_runs_around_a_machine_sees_the_build_and_its_status() {
+    let Some(store) = Store::new() else { return };
+    let busybox = format!("{}/busybox", store.tools);
+    let before = "echo before >/build/note; echo hook-before";
+    let after = format!("{busybox} chmod u+w $out; echo after $vmStatus >>$out; echo hook-after $vmStatus");
+    let made = store.built("read word </build/note; echo $word >$out", json!({ "preVM": before, "postVM": after }));
+    assert_eq!(made, "before\nafter 0\n");
+    // After a failure too.
+    let told = store.failure("exit 9", json!({ "postVM": "echo hook-after $vmStatus" }));
+    assert!(told.contains("hook-after 9") && told.contains("failed with exit code 9"), "{told}");
+    // What fails before keeps the machine from being started.
+    let told = store.failure("echo never", json!({ "preVM": "exit 3" }));
+    assert!(told.contains("preVM failed: it ended with exit code 3") && !told.contains("never"), "{told}");
+}
+
+#[test]
+fn a_build_without_a_status_is_a_failure_with_its_class() {
+    let Some(store) = Store::new() else { return };
+    let script = "echo made >$out; $b sync; echo c >/proc/sysrq-trigger; while :; do :; done";
+    let told = store.failure(script, json!({}));
+    assert!(told.contains("kernel panicked") && told.contains("(panic)"), "{told}");
+    let script = "echo made >$out; $b sync; echo o >/proc/sysrq-trigger; while :; do :; done";
+    let told = store.failure(script, json!({}));
+    assert!(told.contains("(power-off)"), "{told}");
+}
+
+#[test]
+fn wishes_that_cannot_be_followed_are_refused() {
+    let Some(store) = Store::new() else { return };
+    for (name, value, words) in [
+        ("vmMemory", "lots", "‘vmMemory’ must be a number of MiB"),
+        ("vmCores", "0", "‘vmCores’ must be a number from 1"),
+    ] {
+        let told = store.failure("echo >$out", json!({ name: value }));
+        assert!(told.contains(words), "{told}");
+    }
+}

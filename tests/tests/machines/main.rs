@@ -1,0 +1,9 @@
+//! Machines under a real QEMU, by emulation: `/dev/kvm` is never used here, for there are hosts where it is a trap.
+
+mod builds;
+mod control;
+mod failures;
+mod memory;
+mod pretender;
+mod vm_run;
+mod world;

@@ -1,0 +1,161 @@
+//! Talking to the agent in a running guest: its reports among all other events of the machine, so that a panic, a flood or QEMU's
+//! end is heard while an answer is waited for.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::failure::{Failure, FailureClass};
+use crate::machine::{Event, Machine};
+use crate::process::Exit;
+use crate::readiness::{Verdict, Wait, Watch};
+use crate::report::{Ending, Frames, PORT_NAME, Report, Request, RunRequest, What};
+
+/// The agent, as its host hears it.
+#[derive(Debug, Default)]
+pub struct Agent {
+    frames: Frames,
+    last_number: u32,
+    reports: VecDeque<Report>,
+}
+
+/// How a program in a guest ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// With this status.
+    Status(u8),
+    /// By this signal.
+    Signal(u32),
+    /// It was never started; why.
+    NotStarted(String),
+}
+
+impl Agent {
+    /// Waits until the agent is ready; the release of its kernel, and how long that had run.
+    ///
+    /// # Errors
+    /// The agent's refusal, and all that ends a wait.
+    pub fn ready(&mut self, machine: &mut Machine, wait: &Wait) -> Result<(String, Duration), Failure> {
+        self.until(machine, wait, |report| match report {
+            Report::Ready { kernel, up } => Verdict::Done((kernel, Duration::from_nanos(up))),
+            Report::Died { why } => Verdict::Fail(FailureClass::GuestRefused, format!("the guest gave up: {why}")),
+            _ => Verdict::GoOn,
+        })
+    }
+
+    /// Asks for something; the number of the request.
+    ///
+    /// # Errors
+    /// A request that is too long, or a port that fails.
+    pub fn ask(&mut self, machine: &mut Machine, what: What) -> Result<u32, Failure> {
+        self.last_number = self.last_number.wrapping_add(1);
+        let number = self.last_number;
+        let sent = Request { number, what }.encode().map_err(|error| error.to_string());
+        let sent = sent.and_then(|bytes| machine.send(PORT_NAME, &bytes).map_err(|error| error.to_string()));
+        sent.map_err(|why| machine.fail(FailureClass::BadReport, format!("asking the guest: {why}")))?;
+        Ok(number)
+    }
+
+    /// Asks for something, and waits until it is done.
+    ///
+    /// # Errors
+    /// [`FailureClass::GuestRefused`] when the guest cannot do it, and all that ends a wait.
+    pub fn request(&mut self, machine: &mut Machine, what: What, wait: &Wait) -> Result<Report, Failure> {
+        let number = self.ask(machine, what)?;
+        self.until(machine, wait, |report| match report {
+            Report::Failed { number: of, why } if of == number => {
+                Verdict::Fail(FailureClass::GuestRefused, format!("the guest could not do it: {why}"))
+            }
+            Report::Died { why } => Verdict::Fail(FailureClass::GuestRefused, format!("the guest gave up: {why}")),
+            Report::Done { number: of } | Report::Banner { number: of, .. } | Report::Space { number: of, .. }
+                if of == number =>
+            {
+                Verdict::Done(report)
+            }
+            _ => Verdict::GoOn,
+        })
+    }
+
+    /// Runs a program to its end. Its output goes to `output`, with whether it is standard error; when that fails, the machine is
+    /// killed.
+    ///
+    /// # Errors
+    /// [`FailureClass::NoStatus`] when the agent gives up before it told a status, and all that ends a wait.
+    pub fn run(
+        &mut self,
+        machine: &mut Machine,
+        run: RunRequest,
+        wait: &Wait,
+        output: &mut dyn FnMut(bool, &[u8]) -> std::io::Result<()>,
+    ) -> Result<End, Failure> {
+        let number = self.ask(machine, What::Run(run))?;
+        self.until(machine, wait, |report| match report {
+            Report::Output { number: of, error, bytes } if of == number => match output(error, &bytes) {
+                Ok(()) => Verdict::GoOn,
+                Err(why) => Verdict::Fail(FailureClass::NoStatus, format!("nobody takes the command's output: {why}")),
+            },
+            Report::Ended { number: of, ending } if of == number => match ending {
+                Ending::Exited(status) => Verdict::Done(End::Status(status)),
+                Ending::Signalled(signal) => Verdict::Done(End::Signal(signal)),
+                Ending::NotStarted(why) => Verdict::Done(End::NotStarted(why)),
+                Ending::NoStatus(why) => Verdict::Fail(FailureClass::NoStatus, why),
+            },
+            Report::Failed { number: of, why } if of == number => Verdict::Done(End::NotStarted(why)),
+            Report::Died { why } => Verdict::Fail(FailureClass::NoStatus, format!("the guest's agent gave up: {why}")),
+            _ => Verdict::GoOn,
+        })
+    }
+
+    /// Has the guest write everything back and power off, and waits for QEMU's end.
+    ///
+    /// # Errors
+    /// All that ends a wait.
+    pub fn power_off(&mut self, machine: &mut Machine, limit: Duration) -> Result<(), Failure> {
+        self.ask(machine, What::PowerOff)?;
+        let mut is_shutdown = false;
+        crate::readiness::wait(machine, &Wait::new("the guest's shutdown", limit), |_, event| match event {
+            Event::Qmp(event) if event.name == "SHUTDOWN" && event.text("reason") == Some("guest-shutdown") => {
+                is_shutdown = true;
+                Verdict::GoOn
+            }
+            Event::Exited(Exit::Status(0)) if is_shutdown => Verdict::Done(()),
+            _ => Verdict::GoOn,
+        })
+    }
+
+    /// Waits until `look` finds in a report what is waited for.
+    fn until<T>(
+        &mut self,
+        machine: &mut Machine,
+        wait: &Wait,
+        mut look: impl FnMut(Report) -> Verdict<T>,
+    ) -> Result<T, Failure> {
+        let mut watch = Watch::new(machine, wait);
+        loop {
+            while let Some(report) = self.reports.pop_front() {
+                match look(report) {
+                    Verdict::GoOn => {}
+                    Verdict::Done(found) => return Ok(found),
+                    Verdict::Fail(class, what) => return Err(watch.fail(machine, class, &what)),
+                }
+            }
+            let event = machine.next(watch.next_look())?;
+            if let Event::Port(name, bytes) = &event
+                && name == PORT_NAME
+                && let Err(why) = self.take(bytes)
+            {
+                // What came before it in the same piece was heard, but the stream cannot be followed.
+                machine.kill();
+                return Err(watch.fail(machine, FailureClass::BadReport, &format!("the guest's port: {why}")));
+            }
+            watch.see(machine, &event)?;
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), crate::report::FrameError> {
+        self.frames.feed(bytes);
+        while let Some(message) = self.frames.next_message()? {
+            self.reports.push_back(Report::decode(&message)?);
+        }
+        Ok(())
+    }
+}
