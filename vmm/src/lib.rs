@@ -8,6 +8,7 @@ pub mod encoding;
 pub mod exchange;
 pub mod initramfs;
 pub mod kernel;
+pub mod profile;
 pub mod report;
 pub mod shares;
 pub mod wire;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anchorhold_vmm::agent;
 use anchorhold_vmm::initramfs::Initramfs;
-use anchorhold_vmm::kernel::{Feature, Kernel, Modules};
+use anchorhold_vmm::kernel::{ARGUMENTS, Feature, Kernel, Modules};
 use anchorhold_vmm::report::{Conversation, PORT_NAME, What};
 
 /// How long a machine may take for anything: it is emulated, beside other loads.
@@ -82,7 +82,7 @@ impl Parts {
             .arg(&self.elf)
             .arg("-initrd")
             .arg(&initrd)
-            .args(["-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off nokaslr"])
+            .args(["-append", &ARGUMENTS.join(" ")])
             .args(["-chardev", &format!("file,id=console,path={}", console.display()), "-serial", "chardev:console"])
             .args(["-device", "virtio-serial-pci", "-chardev", &format!("socket,id=port,path={}", socket.display())])
             .args(["-device", &format!("virtserialport,chardev=port,name={PORT_NAME}")])

@@ -12,6 +12,7 @@ use anchorhold_tests::skip;
 use anchorhold_vmm::exchange::{self, Command};
 use anchorhold_vmm::initramfs::Initramfs;
 use anchorhold_vmm::kernel::Feature;
+use anchorhold_vmm::profile::Profile;
 use anchorhold_vmm::report::{Ending, Report, RunRequest, Streams, What};
 use anchorhold_vmm::shares::{self, Cache, image, samba};
 use anchorhold_vmm::wire;
@@ -201,7 +202,12 @@ fn a_command_runs_in_the_stand_in_with_both_shares_and_its_status_comes_back() {
     let odd = "line\nquote ' \" percent % dollar $(id) end ";
     let command = Command::new("/nix/store/aaa-tool/bin/greet").arguments([odd]).variable("PATH", "/bin");
     let command = command.directory("/tmp");
-    fs::write(world.exchange().join(exchange::sh::FILE), exchange::sh::run(&command).unwrap().bytes).unwrap();
+    fs::write(world.exchange().join("nonce"), "").unwrap();
+    fs::write(
+        world.exchange().join(exchange::sh::FILE),
+        exchange::sh::run(&command, exchange::sh::LONGEST_STRING).unwrap().bytes,
+    )
+    .unwrap();
 
     let began = Instant::now();
     let told = |what: &str| println!("{what}: {:.2} s", began.elapsed().as_secs_f32());
@@ -216,18 +222,18 @@ fn a_command_runs_in_the_stand_in_with_both_shares_and_its_status_comes_back() {
     assert_eq!(ending, Ending::Exited(37), "{said}\n{}", pair.standin.console());
     told("first login");
 
-    // The shares, at the places that a drive table would give, by the guest's own means.
-    let account = &pair.account;
-    let mounts = format!(
-        "mount -t cifs //192.168.0.2/nixstore /nix/store -o ro,{} && mount -t cifs //192.168.0.2/xchg /xchg -o {}",
-        shares::smb_options(CONTROLLER, account, true),
-        shares::smb_options(CONTROLLER, account, false),
-    );
-    let (ending, said) = over_ssh(&mut pair.controller, &mounts);
-    assert_eq!(ending, Ending::Exited(0), "{said}\n{}", pair.standin.console());
+    // The shares, as the stand-in's profile has them mounted.
+    let profile = Profile::built_in("standin").unwrap();
+    for drive in &profile.drives {
+        let line = profile.mount(drive, CONTROLLER, &pair.account);
+        let (ending, said) = over_ssh(&mut pair.controller, &line);
+        assert_eq!(ending, Ending::Exited(0), "{said}\n{}", pair.standin.console());
+    }
+    let (ending, said) = over_ssh(&mut pair.controller, &profile.probe(&profile.drives[1], "nonce"));
+    assert_eq!(ending, Ending::Exited(0), "{said}");
     told("shares mounted");
 
-    let (ending, said) = over_ssh(&mut pair.controller, ". /xchg/command.sh");
+    let (ending, said) = over_ssh(&mut pair.controller, &profile.command.start);
     assert_eq!((ending, said), (Ending::Exited(0), format!("hello {odd}\n")));
     let (ending, said) = over_ssh(&mut pair.controller, "echo made > /xchg/out && sync && exit 3");
     assert_eq!(ending, Ending::Exited(3), "{said}");
