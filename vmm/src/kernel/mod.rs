@@ -19,27 +19,6 @@ pub use modules::{Feature, Module, Modules, ModulesError};
 /// Where kernels are, or should be made.
 const HOW_TO_MAKE: &str = "scripts/guest-kernel makes one from Debian's package and prints its folder";
 
-/// What every kernel of ours is started with, whoever starts it.
-///
-/// * `console=ttyS0`: the serial line is the console.
-/// * `quiet`: an emulated serial line is slow, and what goes wrong is said nevertheless.
-/// * `panic=-1`: with `-no-reboot`, a panic ends QEMU at once.
-/// * `no_timer_check`: the kernel counts ticks at its start and calls too few a broken board. On a busy host an emulated
-///   machine gets too few ("IO-APIC + timer doesn't work!", met in our tests).
-/// * `random.trust_cpu=on`: programs that want random numbers do not wait for a machine without any noise.
-/// * `mitigations=off nokaslr`: of use against neighbours in the same machine, and it has none.
-/// * `cryptomgr.notests`: the algorithms were tested by who built the kernel.
-pub const ARGUMENTS: [&str; 8] = [
-    "console=ttyS0",
-    "quiet",
-    "panic=-1",
-    "no_timer_check",
-    "random.trust_cpu=on",
-    "mitigations=off",
-    "nokaslr",
-    "cryptomgr.notests",
-];
-
 /// Why there is no kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
