@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Instant;
@@ -56,11 +55,11 @@ fn disk(id: &str, file: &Path) -> Vec<String> {
     ]
 }
 
-fn network(number: u8) -> Vec<String> {
+/// A machine at a wire of QEMU's words.
+fn network(netdev: &str, number: u8) -> Vec<String> {
     vec![
         "-netdev".into(),
-        // The tests pass the wire as QEMU's standard input.
-        wire::datagram_netdev("wire", 0),
+        netdev.into(),
         "-device".into(),
         format!("virtio-net-pci,netdev=wire,mac=52:54:00:12:01:0{number},romfile="),
     ]
@@ -99,13 +98,27 @@ struct Pair {
     standin: Machine,
     controller: Machine,
     account: samba::Account,
+    _wire: Wire,
+}
+
+/// What is between the two.
+enum Wire {
+    Datagrams,
+    Switch(wire::Switch),
 }
 
 impl Pair {
     /// Both started, and as far as that a login is possible.
-    fn start(parts: &Parts, images: &Path, store: &Path, exchange: &Path, known_hosts: &[u8]) -> Self {
-        let (one, two) = wire::datagrams().unwrap();
-        let wire = |end: OwnedFd| Some(Stdio::from(end));
+    fn start(world: &World, exchange: &Path, known_hosts: &[u8], wire: Wire) -> Self {
+        let (parts, images, store) = (&world.parts, &world.images, &world.folder.path().join("store.image"));
+        // A wire of datagrams is passed as QEMU's standard input.
+        let (netdev, one, two) = match &wire {
+            Wire::Datagrams => {
+                let (one, two) = wire::datagrams().unwrap();
+                (wire::datagram_netdev("wire", 0), Some(Stdio::from(one)), Some(Stdio::from(two)))
+            }
+            Wire::Switch(switch) => (switch.netdev("wire"), None, None),
+        };
         let standin: Initramfs =
             parts.image(&[Feature::Network, Feature::Disk, Feature::Erofs, Feature::Cifs], &start_of(GUEST, &[]));
         let account = samba::Account::new("nixbld").unwrap();
@@ -129,14 +142,15 @@ impl Pair {
         let features = [Feature::Network, Feature::Disk, Feature::Erofs, Feature::Squashfs, Feature::NineP];
         let controller = parts.image(&features, &start);
 
-        let mut arguments = [disk("root", &images.join("standin.erofs")), network(1)].concat();
-        let standin = parts.start(256, &standin, &arguments, wire(one));
+        let mut arguments = [disk("root", &images.join("standin.erofs")), network(&netdev, 1)].concat();
+        let standin = parts.start(256, &standin, &arguments, one);
         arguments =
-            [disk("root", &images.join("controller.erofs")), disk(shares::STORE_SERIAL, store), network(2)].concat();
+            [disk("root", &images.join("controller.erofs")), disk(shares::STORE_SERIAL, store), network(&netdev, 2)]
+                .concat();
         let share = format!("local,path={},mount_tag=xchg,security_model=none,multidevs=remap", exchange.display());
         arguments.extend(["-virtfs".into(), share]);
-        let controller = parts.start(256, &controller, &arguments, wire(two));
-        let mut pair = Self { standin, controller, account };
+        let controller = parts.start(256, &controller, &arguments, two);
+        let mut pair = Self { standin, controller, account, _wire: wire };
         pair.standin.port.ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", pair.standin.console()));
         let server = program("/usr/sbin/dropbear", &["-F", "-E", "-s", "-p", "22", "-P", ""]);
         pair.standin.port.ask(What::Run(server), PATIENCE).unwrap();
@@ -188,8 +202,11 @@ impl World {
     }
 
     fn pair(&self, known_hosts: &[u8]) -> Pair {
-        let store = self.folder.path().join("store.image");
-        Pair::start(&self.parts, &self.images, &store, &self.exchange(), known_hosts)
+        Pair::start(self, &self.exchange(), known_hosts, Wire::Datagrams)
+    }
+
+    fn known_hosts(&self) -> Vec<u8> {
+        fs::read(self.images.join("known_hosts")).unwrap()
     }
 }
 
@@ -211,7 +228,7 @@ fn a_command_runs_in_the_stand_in_with_both_shares_and_its_status_comes_back() {
 
     let began = Instant::now();
     let told = |what: &str| println!("{what}: {:.2} s", began.elapsed().as_secs_f32());
-    let mut pair = world.pair(&fs::read(world.images.join("known_hosts")).unwrap());
+    let mut pair = world.pair(&world.known_hosts());
     told("both ready");
     let banner = pair.answers(GUEST, 22, "SSH-");
     assert!(matches!(&banner, Report::Banner { banner, .. } if banner.starts_with(b"SSH-2.0")), "{banner:?}");
@@ -275,4 +292,67 @@ fn a_guest_with_another_key_is_not_logged_into() {
     let (ending, said) = over_ssh(&mut pair.controller, "true");
     assert_eq!(ending, Ending::Exited(255));
     assert!(said.contains("REMOTE HOST IDENTIFICATION HAS CHANGED"), "{said}");
+}
+
+/// A file system of its own, which goes with this.
+struct Limited {
+    place: PathBuf,
+}
+
+impl Limited {
+    fn new(place: PathBuf, size: &str) -> Result<Self, String> {
+        let options = format!("size={size}");
+        nix::mount::mount(Some("tmpfs"), &place, Some("tmpfs"), nix::mount::MsFlags::empty(), Some(options.as_str()))
+            .map_err(|errno| format!("no file system of limited size can be mounted here: {errno}"))?;
+        Ok(Self { place })
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.place, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// The hole: with a client's cache on, a guest's tools report lost writes as done. Two protections: shares that are written
+/// have no such cache, and the host looks itself. On the other wire, so that it has its turn.
+#[test]
+fn a_full_exchange_is_noticed_whatever_the_guest_says() {
+    let world = match World::new() {
+        Ok(world) => world,
+        Err(reason) => return skip(&reason),
+    };
+    let _limited = match Limited::new(world.exchange(), "2m") {
+        Ok(limited) => limited,
+        Err(reason) => return skip(&reason),
+    };
+    let switch = wire::Switch::start(Path::new("vde_switch"), world.folder.path(), wire::SWITCH_PATIENCE);
+    let switch = match switch {
+        Ok(switch) => switch,
+        Err(error) => return skip(&error.to_string()),
+    };
+    shares::exchange::check_limited(&world.exchange(), 2 << 20).unwrap();
+    let watch = shares::exchange::Watch::begin(&world.exchange()).unwrap();
+    let mut pair = Pair::start(&world, &world.exchange(), &world.known_hosts(), Wire::Switch(switch));
+    pair.answers(GUEST, 22, "SSH-");
+    pair.answers(CONTROLLER, 445, "");
+
+    let profile = Profile::built_in("standin").unwrap();
+    let line = profile.mount(&profile.drives[1], CONTROLLER, &pair.account);
+    let fill = "dd if=/dev/zero of=/xchg/big bs=64k count=100 2>/dev/null; echo x > /xchg/small && sync";
+    // With the protection off.
+    let (ending, said) = over_ssh(&mut pair.controller, &line.replace("cache=none", "cache=loose"));
+    assert_eq!(ending, Ending::Exited(0), "{said}");
+    let (ending, said) = over_ssh(&mut pair.controller, &format!("{fill}; s=$?; umount /xchg; exit $s"));
+    assert_eq!((ending, said.as_str()), (Ending::Exited(0), ""), "the guest believes it");
+    assert_eq!(fs::read(world.exchange().join("small")).unwrap(), b"", "and it is lost");
+    // With it on.
+    let (ending, said) = over_ssh(&mut pair.controller, &line);
+    assert_eq!(ending, Ending::Exited(0), "{said}");
+    let (ending, said) = over_ssh(&mut pair.controller, fill);
+    assert_ne!(ending, Ending::Exited(0), "{said}");
+    // And though there is room again by now, what the guest said is not to be believed.
+    fs::remove_file(world.exchange().join("big")).unwrap();
+    let error = watch.end().unwrap_err().to_string();
+    assert!(error.contains("ran full"), "{error}");
 }
