@@ -14,6 +14,10 @@ use anchorhold_vmm::report::{Conversation, PORT_NAME, What};
 /// How long a machine may take for anything: it is emulated, beside other loads.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// On a busy host an emulated kernel counts too few ticks of its timer and panics, so it is told not to count.
+const ARGUMENTS: &str =
+    "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off nokaslr tsc=reliable no_timer_check";
+
 /// What all machines of these tests stand on.
 pub struct Parts {
     pub kernel: Kernel,
@@ -82,7 +86,7 @@ impl Parts {
             .arg(&self.elf)
             .arg("-initrd")
             .arg(&initrd)
-            .args(["-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off nokaslr"])
+            .args(["-append", ARGUMENTS])
             .args(["-chardev", &format!("file,id=console,path={}", console.display()), "-serial", "chardev:console"])
             .args(["-device", "virtio-serial-pci", "-chardev", &format!("socket,id=port,path={}", socket.display())])
             .args(["-device", &format!("virtserialport,chardev=port,name={PORT_NAME}")])

@@ -5,3 +5,4 @@
 
 mod agent;
 mod machine;
+mod pair;

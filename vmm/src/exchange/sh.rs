@@ -13,7 +13,7 @@ use super::{Command, CommandError};
 pub const FILE: &str = "command.sh";
 
 /// Linux takes no string longer than this, with its NUL, when it starts a program (execve(2), MAX_ARG_STRLEN).
-const LONGEST_STRING: usize = 128 << 10;
+pub const LONGEST_STRING: usize = 128 << 10;
 
 /// The text for a shell, and what it cannot do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,18 +28,19 @@ pub struct Text {
 /// Text that restores the environment in the shell that reads it. It is added to what the shell has: a guest's own
 /// programs need variables of their own.
 ///
-/// Variables whose names no shell can have are left out here; [`run`] gives them to the program nevertheless.
+/// A variable that with its name is longer than `longest` bytes ([`LONGEST_STRING`], or what the guest's profile says) is
+/// kept from programs. Variables whose names no shell can have are left out here; [`run`] gives them to the program nevertheless.
 ///
 /// # Errors
 /// If a string of the command cannot be given to a program.
-pub fn environment(command: &Command) -> Result<Text, CommandError> {
+pub fn environment(command: &Command, longest: usize) -> Result<Text, CommandError> {
     command.check()?;
     let mut bytes = Vec::new();
     let mut not_exported = Vec::new();
     for (name, value) in command.environment.iter().filter(|(name, _)| is_identifier(name)) {
         // `command` takes from `export` that a failure of it ends a shell (POSIX, 2.8.1 and 2.14). bash and dash complain on
         // standard error, where nobody would know what to make of it.
-        let long = name.len() + value.len() + "=".len() + 1 > LONGEST_STRING;
+        let long = name.len() + value.len() + "=".len() + 1 > longest;
         if long {
             bytes.extend(b"if command export ");
             bytes.extend(name.as_bytes());
@@ -59,12 +60,12 @@ pub fn environment(command: &Command) -> Result<Text, CommandError> {
 }
 
 /// Text that restores the environment and becomes the program, in its directory and with its arguments. A directory that is
-/// not there ends the shell with status 125.
+/// not there ends the shell with status 125. `longest` is as for [`environment`].
 ///
 /// # Errors
 /// If a string of the command cannot be given to a program.
-pub fn run(command: &Command) -> Result<Text, CommandError> {
-    let Text { mut bytes, not_exported } = environment(command)?;
+pub fn run(command: &Command, longest: usize) -> Result<Text, CommandError> {
+    let Text { mut bytes, not_exported } = environment(command, longest)?;
     bytes.extend(b"cd ");
     quote(&mut bytes, command.directory.as_os_str());
     bytes.extend(b" || exit 125\nexec ");
@@ -169,7 +170,7 @@ mod tests {
                 let mut printed = command.clone();
                 printed.arguments.insert(0, "%s\\0".into());
                 printed.program = "/usr/bin/printf".into();
-                let output = read_by(&shell, &run(&printed).unwrap().bytes);
+                let output = read_by(&shell, &run(&printed, LONGEST_STRING).unwrap().bytes);
                 prop_assert!(output.status.success(), "{:?}", output);
                 let arguments: Vec<&[u8]> = command.arguments.iter().map(|argument| argument.as_bytes()).collect();
                 // printf writes one empty field for no arguments at all.
@@ -180,7 +181,7 @@ mod tests {
                 let mut shown = command.clone();
                 shown.program = "/bin/cat".into();
                 shown.arguments = vec!["/proc/self/environ".into()];
-                let output = read_by(&shell, &run(&shown).unwrap().bytes);
+                let output = read_by(&shell, &run(&shown, LONGEST_STRING).unwrap().bytes);
                 let found = fields(&output.stdout);
                 for (name, value) in &command.environment {
                     let wanted = [name.as_bytes(), b"=", value.as_bytes()].concat();
@@ -195,7 +196,7 @@ mod tests {
         let command =
             Command::new("/usr/bin/env").variable("FIXED", "after").variable("UID", "77").variable("LATER", "yes");
         for shell in shells() {
-            let output = read_by(&shell, &run(&command).unwrap().bytes);
+            let output = read_by(&shell, &run(&command, LONGEST_STRING).unwrap().bytes);
             let said = String::from_utf8_lossy(&output.stdout);
             assert!(output.status.success() && said.contains("LATER=yes\n"), "{shell:?}: {output:?}");
             assert!(!said.contains("FIXED=after"), "{shell:?}: {said}");
@@ -211,14 +212,15 @@ mod tests {
     fn a_mebibyte_is_in_the_shell_and_kept_from_programs_that_could_not_start_with_it() {
         let long: Vec<u8> = (0..1 << 20).map(|at| 1 + (at % 255) as u8).collect();
         let command = Command::new("/bin/true").variable("LONG", OsString::from_vec(long.clone()));
-        let mut text = environment(&command).unwrap();
+        let mut text = environment(&command, LONGEST_STRING).unwrap();
         assert_eq!(text.not_exported, ["LONG"]);
         text.bytes.extend(b"printf %s \"$LONG\"; /bin/true || echo FAILED\n");
         for shell in shells() {
             let output = read_by(&shell, &text.bytes);
             assert!(output.stdout == long, "{shell:?}: {} bytes, {:?}", output.stdout.len(), output.status);
         }
-        let mut fixed = environment(&Command::new("x").variable("FIXED", OsString::from_vec(long))).unwrap();
+        let mut fixed =
+            environment(&Command::new("x").variable("FIXED", OsString::from_vec(long)), LONGEST_STRING).unwrap();
         fixed.bytes.extend(b"printf %s \"$FIXED\"\n");
         for shell in shells() {
             assert_eq!(read_by(&shell, &fixed.bytes).stdout, b"before", "{shell:?}");
@@ -229,7 +231,11 @@ mod tests {
     fn a_directory_that_is_not_there_has_its_own_status() {
         let command = Command::new("/bin/true").directory("/missing");
         for shell in shells() {
-            assert_eq!(read_by(&shell, &run(&command).unwrap().bytes).status.code(), Some(125), "{shell:?}");
+            assert_eq!(
+                read_by(&shell, &run(&command, LONGEST_STRING).unwrap().bytes).status.code(),
+                Some(125),
+                "{shell:?}"
+            );
         }
     }
 }

@@ -260,8 +260,14 @@ impl Modules {
             candidates.extend(self.files.get_key_value(&name).map(|(name, _)| name.as_str()));
         }
         candidates.extend(self.aliases.get(&alias).into_iter().flatten().map(String::as_str));
+        candidates.retain(|name| self.files.get(*name).is_some_and(|path| !self.is_for_one_processor(path)));
         let generic = candidates.iter().copied().find(|name| name.ends_with("_generic"));
-        generic.or(candidates.first().copied()).filter(|name| self.files.contains_key(*name)).map(Some)
+        generic.or(candidates.first().copied()).map(Some)
+    }
+
+    /// Modules for one processor's instructions refuse to be loaded on another.
+    fn is_for_one_processor(&self, path: &Path) -> bool {
+        path.strip_prefix(&self.folder).unwrap_or(path).iter().any(|part| part == "arch")
     }
 
     /// What a soft dependency names: a module, or something that a module is also known as.
@@ -269,12 +275,12 @@ impl Modules {
         if let Some((name, _)) = self.files.get_key_value(name) {
             return Some(name);
         }
-        if let Some(Some(module)) = self.algorithm(name.strip_prefix("crypto_").unwrap_or(name)) {
-            return Some(module);
+        if let Some(found) = self.algorithm(name.strip_prefix("crypto_").unwrap_or(name)) {
+            return found;
         }
         let known_as = self.aliases.get(name)?;
-        let generic = known_as.iter().find(|name| name.ends_with("_generic")).or(known_as.first())?;
-        self.files.get_key_value(generic).map(|(name, _)| name.as_str())
+        let mut files = known_as.iter().filter_map(|name| self.files.get_key_value(name));
+        files.find(|(_, path)| !self.is_for_one_processor(path)).map(|(name, _)| name.as_str())
     }
 }
 
@@ -362,6 +368,20 @@ kernel/b.ko:
         assert!(place("crc32c_generic") < place("libcrc32c") && place("libcrc32c") < place("erofs"));
         assert!(!names(&closure).contains(&"crc32c_intel"), "of another processor");
         assert_eq!(closure.len(), names(&closure).iter().collect::<BTreeSet<_>>().len());
+    }
+
+    #[test]
+    fn what_is_built_in_is_not_looked_for_among_other_processors_modules() {
+        let folder = folder(&[
+            ("modules.dep", "kernel/fs/x.ko:\nkernel/arch/x86/crypto/aesni-intel.ko:\n"),
+            ("modules.softdep", "softdep x pre: aes pre: unheard-of\n"),
+            ("modules.alias", "alias crypto-aes aesni_intel\nalias aes aesni_intel\n"),
+            ("modules.builtin", "kernel/crypto/aes_generic.ko\n"),
+        ]);
+        let modules = Modules::open(folder.path()).unwrap();
+        let mut order = Order { modules: &modules, placed: BTreeSet::new(), order: Vec::new() };
+        order.place("x").unwrap();
+        assert_eq!(names(&order.order), ["x"]);
     }
 
     #[test]
