@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::accelerator::Accelerator;
+
 /// The machine type of all our machines: versioned, so that a newer QEMU makes the same board. In QEMU 7.2 and later.
 pub const MACHINE_TYPE: &str = "pc-i440fx-7.2";
 
@@ -78,26 +80,6 @@ impl MachineSpec {
             shares: Vec::new(),
             ports: Vec::new(),
             cards: Vec::new(),
-        }
-    }
-}
-
-/// What executes the guest's instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Accelerator {
-    /// The processor itself, through `/dev/kvm`.
-    Kvm,
-    /// QEMU's translator: works everywhere.
-    Tcg,
-}
-
-impl Accelerator {
-    /// The word for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Kvm => "kvm",
-            Self::Tcg => "tcg",
         }
     }
 }

@@ -20,6 +20,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anchorhold_sandbox::room::Outside;
+use anchorhold_vmm::accelerator::{self, AcceleratorError};
 use anchorhold_vmm::exchange::Command;
 use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::kernel::Kernel;
@@ -138,15 +139,25 @@ impl Machines {
     /// # Errors
     /// [`FailureClass::AcceleratorUnusable`] when KVM is asked for and is of no use.
     pub fn accelerator(&self) -> Result<Accelerator, Failure> {
-        if self.accelerator == "tcg" {
+        let unusable = |why: String| {
+            Failure::new(FailureClass::AcceleratorUnusable, format!("accel is {}: {why}", self.accelerator))
+        };
+        let wanted: accelerator::Wanted =
+            self.accelerator.parse().map_err(|error: AcceleratorError| unusable(error.to_string()))?;
+        if wanted == accelerator::Wanted::Tcg {
             return Ok(Accelerator::Tcg);
         }
-        match (anchorhold_sandbox::kvm::probe(rustix::process::geteuid().is_root()), self.accelerator.as_str()) {
-            (Ok(_), _) => Ok(Accelerator::Kvm),
-            (Err((why, fix)), "kvm") => {
-                Err(Failure::new(FailureClass::AcceleratorUnusable, format!("accel is kvm, and {why}; {fix}")))
-            }
-            (Err(_), _) => Ok(Accelerator::Tcg),
+        // Whoever the room runs under must be able to open it, and a guest must get somewhere under it.
+        let usable = anchorhold_sandbox::kvm::probe(rustix::process::geteuid().is_root())
+            .map_err(|(why, fix)| format!("{why}; {fix}"))
+            .and_then(|_| {
+                accelerator::choose(accelerator::Wanted::Kvm, &accelerator::Host::default(), Some(&self.cache))
+                    .map_err(|error| error.to_string())
+            });
+        match usable {
+            Ok(choice) => Ok(choice.accelerator),
+            Err(why) if wanted == accelerator::Wanted::Kvm => Err(unusable(why)),
+            Err(_) => Ok(Accelerator::Tcg),
         }
     }
 }

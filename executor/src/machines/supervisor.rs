@@ -168,7 +168,7 @@ fn in_guest(order: &Order, command: exchange::Command) -> Result<Report, Failure
         status,
         qemu,
         kernel,
-        accelerator: order.job.accelerator.name().to_owned(),
+        accelerator: order.job.accelerator.to_string(),
         ready_after: u64::try_from(ready_after.as_millis()).unwrap_or(u64::MAX),
     })
 }

@@ -164,7 +164,8 @@ fn a_module_that_a_kernel_has_not_got_is_named() {
     let place = tempfile::tempdir().unwrap();
     for file in ["modules.dep", "modules.softdep", "modules.alias", "modules.builtin"] {
         let text = std::fs::read_to_string(world.kernel.modules.join(file)).unwrap_or_default();
-        let without: String = text.lines().filter(|line| !line.contains("9p")).map(|line| format!("{line}\n")).collect();
+        let without: String =
+            text.lines().filter(|line| !line.contains("9p")).map(|line| format!("{line}\n")).collect();
         std::fs::write(place.path().join(file), without).unwrap();
     }
     let poor = Kernel { modules: place.path().to_owned(), ..world.kernel.clone() };

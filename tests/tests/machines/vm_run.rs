@@ -133,8 +133,10 @@ fn nothing_is_left_of_a_machine_whose_caller_is_killed() {
     if !has_machines() {
         return;
     }
+    // One that is killed cannot take its files away.
+    let place = tempfile::tempdir().unwrap();
     let mut command = vm_run(&[], ["/bin/sh", "-c", "echo up; sleep 1000000"]);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env("TMPDIR", place.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut running = Running::start(command);
     assert_eq!(running.line(), "up");
     let processes = running.processes();

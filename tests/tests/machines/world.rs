@@ -1,7 +1,6 @@
 //! A kernel, a QEMU, and guests of one shell script each.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anchorhold_vmm::initramfs::Initramfs;
@@ -40,9 +39,10 @@ impl World {
         let qemu = Installed::find(None, std::env::var_os("PATH").as_deref()).map_err(|failure| failure.to_string())?;
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|path| path.exists());
         let busybox = busybox.ok_or("there is no busybox")?;
-        let folder = kernel_folder()?;
-        let kernel = Kernel::at(&folder).map_err(|error| error.to_string())?;
-        let elf = kernel.extracted(&folder.join("extracted")).map_err(|error| error.to_string())?;
+        let kernel = kernel()?;
+        // One for each user: what another made is not to be trusted.
+        let cache = std::env::temp_dir().join(format!("anchorhold-test-kernel-{}", nix::unistd::geteuid()));
+        let elf = kernel.extracted(&cache).map_err(|error| error.to_string())?;
         Ok(Self { qemu, kernel, elf, busybox })
     }
 
@@ -70,17 +70,13 @@ impl World {
     }
 }
 
-fn kernel_folder() -> Result<PathBuf, String> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/guest-kernel");
-    let output = Command::new(&script)
-        .arg("--offline")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("{}: {error}", script.display()))?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).trim().into()),
-        false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-    }
+/// A kernel that `scripts/guest-kernel` has made: where it says, for this user or for all.
+fn kernel() -> Result<Kernel, String> {
+    let named = std::env::var_os("ANCHORHOLD_GUEST_KERNEL").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/anchorhold/guest-kernel"));
+    let places: Vec<PathBuf> =
+        named.into_iter().chain(home).chain(["/var/cache/anchorhold/guest-kernel".into()]).collect();
+    Kernel::first_of(&places).map_err(|error| error.to_string())
 }
 
 /// A guest to be.

@@ -163,8 +163,7 @@ fn tag(number: usize) -> String {
 /// What the guest does before its agent is ready: no word goes over the port for it.
 fn start(view: &View) -> Vec<What> {
     // As in a room.
-    let mut start =
-        vec![What::Network { interface: "lo".into(), address: None }, What::HostName("localhost".into())];
+    let mut start = vec![What::Network { interface: "lo".into(), address: None }, What::HostName("localhost".into())];
     for path in &view.memory {
         start.push(What::Mount(MountRequest {
             source: "tmpfs".into(),

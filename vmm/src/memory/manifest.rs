@@ -65,7 +65,7 @@ impl Key {
             qemu: build.to_owned(),
             machine_type: spec.machine_type.clone(),
             cpu: spec.cpu.clone(),
-            accelerator: spec.accelerator.name().to_owned(),
+            accelerator: spec.accelerator.to_string(),
             processor: if spec.accelerator == Accelerator::Kvm { processor() } else { String::new() },
             memory: spec.memory,
             cores: spec.cores,

@@ -39,7 +39,7 @@ pub fn arguments(spec: &MachineSpec, wiring: &Wiring, memory: &MemoryBacking, in
     // What escapes from the emulator starts nothing and becomes nobody else.
     line.words(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     line.words(["-machine", &format!("{},usb=off,vmport=off,memory-backend={MEMORY}", spec.machine_type)]);
-    line.words(["-accel", spec.accelerator.name(), "-cpu", &spec.cpu, "-smp", &spec.cores.to_string()]);
+    line.words(["-accel", &spec.accelerator.to_string(), "-cpu", &spec.cpu, "-smp", &spec.cores.to_string()]);
     line.words(["-m", &format!("{}M", spec.memory)]);
     line.memory(spec, memory);
     line.words(["-rtc", clock(spec.clock)]);
