@@ -4,6 +4,7 @@
 
 pub mod accelerator;
 pub mod agent;
+pub mod controller;
 pub mod encoding;
 pub mod exchange;
 pub mod initramfs;
