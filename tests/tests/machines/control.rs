@@ -56,7 +56,7 @@ fn a_machine_ends_with_the_one_who_holds_it() {
             let machine = guest.start(&world);
             sender.send(machine.process_id()).unwrap();
             // A holder that dies without a word, as one that is killed.
-            std::mem::forget(machine);
+            Box::leak(Box::new(machine));
         });
     });
     let process = receiver.recv().unwrap();
