@@ -24,6 +24,7 @@ pub struct Parts {
     pub kernel: Kernel,
     pub elf: PathBuf,
     pub agent: PathBuf,
+    _scratch: Option<tempfile::TempDir>,
 }
 
 /// Finds the parts, or says why the test cannot run.
@@ -36,14 +37,16 @@ pub fn parts() -> Result<Parts, String> {
     let places: Vec<PathBuf> =
         named.into_iter().chain(home).chain(["/var/cache/anchorhold/guest-kernel".into()]).collect();
     let kernel = Kernel::first_of(&places).map_err(|error| error.to_string())?;
-    let cache = std::env::temp_dir().join(format!("anchorhold-test-kernel-{}", user()));
-    let elf = kernel.extracted(&cache).map_err(|error| error.to_string())?;
-    Ok(Parts { kernel, elf, agent: agent()? })
-}
-
-/// One cache for each user: what another made is not to be trusted.
-fn user() -> u32 {
-    nix::unistd::geteuid().as_raw()
+    // Beside the kernel, where whoever made it keeps it; others who find nothing there take it out for themselves.
+    let beside = kernel.image.parent().unwrap_or(Path::new("/"));
+    let (elf, scratch) = match kernel.extracted(beside) {
+        Ok(elf) => (elf, None),
+        Err(_) => {
+            let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
+            (kernel.extracted(scratch.path()).map_err(|error| error.to_string())?, Some(scratch))
+        }
+    };
+    Ok(Parts { kernel, elf, agent: agent()?, _scratch: scratch })
 }
 
 /// The agent: named, or beside the program, or beside the tests.
