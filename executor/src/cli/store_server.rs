@@ -43,6 +43,9 @@ const MOST_CLIENTS: usize = 500;
 /// What is read at once.
 const BUFFER: usize = 256 << 10;
 
+/// What a pipe to or from the client is to hold: as much as anybody may ask for.
+const PIPE: usize = 1 << 20;
+
 #[derive(Debug, Args)]
 struct ServerOptions {
     #[command(flatten)]
@@ -191,6 +194,10 @@ fn attend(options: &ServerOptions, settings: &Settings, root: &Path) -> Result<(
     let output = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
     // What a library or a child of ours may print is not for the protocol.
     rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+    // As it is made, a pipe holds so little that both ends wait for each other all the time. A socket says no.
+    for pipe in [&input, &output] {
+        let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE);
+    }
     // A pipe has no such limit: what is behind it, an sshd most likely, knows itself when its client is gone.
     let _ = set_socket_timeout(&output, Timeout::Send, settings.stalled_client_timeout);
     let input = BufReader::with_capacity(BUFFER, File::from(input));
