@@ -31,11 +31,11 @@ pub fn answer(words: &[&str]) -> Option<Answer> {
         ["unlink", path] => done(fs::remove_file(path)),
         ["set-attribute", path, name] => set_attribute(path, name),
         // The kernel says that no such descriptor is open, before it looks at the command; a filter looks at the command alone.
-        ["command-of-nothing", command] => {
-            let command = u32::from_str_radix(command, 16).map_err(|_| nix::errno::Errno::EINVAL)?;
+        ["command-of-nothing", command] => match libc::Ioctl::from_str_radix(command, 16) {
             // SAFETY: no descriptor has this number, so nothing is done with the missing argument.
-            done(nix::errno::Errno::result(unsafe { libc::ioctl(-1, libc::Ioctl::from(command), 0) }))
-        }
+            Ok(command) => done(nix::errno::Errno::result(unsafe { libc::ioctl(-1, command, 0) })),
+            Err(_) => Err(nix::errno::Errno::EINVAL),
+        },
         ["mkdir", path] => done(fs::create_dir(path)),
         ["rename", from, to] => done(fs::rename(from, to)),
         ["rename-whiteout", from, to] => {
