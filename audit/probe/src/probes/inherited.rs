@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
+use crate::probes::namespaces::is_starters;
 use crate::verdict::{Finding, name_of};
 use crate::world::World;
 
@@ -51,10 +52,10 @@ pub const PROBES: &[Probe] = &[
         safe: "null or an empty pipe to read, pipes (or a terminal of the sandbox's own) to write",
         meaning: "Standard descriptors can be opened again through /proc/self/fd, for reading too: a log file shows what \
                   others wrote, a terminal takes input as if typed.",
-        controls: &[Control::Terminal],
+        controls: &[Control::Host],
         order: Order::Any,
         root: false,
-        run: |_| Finding::worst((0..3).map(|number| (number.to_string(), standard(number)))),
+        run: |world| Finding::worst((0..3).map(|number| (number.to_string(), standard(number, world)))),
     },
     Probe {
         id: "fd.init",
@@ -182,7 +183,7 @@ fn directory_escape(world: &World) -> Finding {
 }
 
 /// Whether a standard descriptor is what a payload may have.
-fn standard(number: i32) -> Finding {
+fn standard(number: i32, world: &World) -> Finding {
     let (kind, device) = match kind(number) {
         Ok(found) => found,
         Err(errno) => return Finding::refused(errno),
@@ -191,7 +192,8 @@ fn standard(number: i32) -> Finding {
         "pipe" => Finding::absent("a pipe"),
         "character device" if calls::raw(libc::SYS_ioctl, &[number as usize, libc::TCGETS as usize, terminal_state().as_mut_ptr() as usize]).is_ok() => {
             match calls::device_of("/dev/pts") {
-                Ok(own) if own == device => Finding::absent("a terminal of the devpts here"),
+                // In the starter's own mounts the devpts is the starter's as well.
+                Ok(own) if own == device && !is_starters(world, "mnt") => Finding::absent("a terminal of the devpts here"),
                 _ => Finding::reached("a terminal from outside"),
             }
         }
