@@ -28,9 +28,9 @@ mod battery;
 mod calls;
 mod child;
 mod files;
+mod filter;
 #[allow(unsafe_code, reason = "what the command inherits is arranged between fork and exec")]
 mod observe;
-mod filter;
 mod probe;
 mod probes {
     //! The probes, a file for each layer.

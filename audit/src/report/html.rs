@@ -195,7 +195,7 @@ fn date(seconds: u64) -> String {
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--line:#8884;--critical:#a4001d;--high:#d9480f;--medium:#b8860b;--low:#3b6ea5}\
-body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:90rem;padding:0 1rem}\
+body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:110rem;padding:0 1rem}\
 h1,h2,h3{line-height:1.2}h3{margin:1.6rem 0 .3rem;text-transform:capitalize}\
 h3.critical{color:var(--critical)}h3.high{color:var(--high)}h3.medium{color:var(--medium)}h3.low{color:var(--low)}\
 table{border-collapse:collapse}td,th{padding:.15rem .5rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}\
@@ -205,8 +205,8 @@ td.critical,td.high,td.medium,td.low{font-weight:700}td.critical{color:var(--cri
 .baseline{opacity:.7}.problem{color:var(--high)}\
 .bar{white-space:nowrap}.track{display:inline-flex;width:14rem;height:.8rem;background:#8882;vertical-align:middle}\
 .track span{display:block;height:100%}.track .critical{background:var(--critical)}.track .high{background:var(--high)}.track .medium{background:var(--medium)}.track .low{background:var(--low)}\
-.matrix td:nth-child(n+3){text-align:center;min-width:3.2rem}.matrix th{vertical-align:bottom}.matrix th span{writing-mode:vertical-rl;transform:rotate(180deg);font-weight:500;max-height:13rem}\
-.matrix td:nth-child(2){min-width:24rem}\
+.matrix td:nth-child(n+3){text-align:center}.matrix th{vertical-align:bottom}.matrix th span{writing-mode:vertical-rl;transform:rotate(180deg);font-weight:500;max-height:13rem}\
+.matrix td:nth-child(2){min-width:17rem}.matrix{font-size:13px}.matrix code{white-space:nowrap;font-size:12px}.matrix td:nth-child(n+3){min-width:2.7rem;padding:.15rem}.matrix tr:hover td{background-color:#8881}.matrix tr:hover td.open{background:var(--critical)}\
 td.open,b.open{background:var(--critical);color:#fff;font-weight:700}b.open,b.granted{padding:0 .3rem}\
 td.granted,b.granted{background:#7b5ea7;color:#fff}td.host{background:#8883}td.closed,b.closed{color:#2b8a3e;font-weight:700}td.unproven,b.unproven{color:var(--medium);font-weight:700}\
 summary{cursor:pointer}details p{margin:.3rem 0;max-width:60rem}dd{margin:0 0 .6rem 1rem}";

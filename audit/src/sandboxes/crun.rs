@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::{Ground, Inside, Sandbox, line, pure_control_groups, rootfs, text, version_of};
+use super::{Ground, Inside, Sandbox, in_own_mounts, line, rootfs, text, version_of};
 use crate::observers::launcher::Launch;
 
 /// `crun run`.
@@ -48,7 +48,7 @@ impl Sandbox for Crun {
         fs::write(&file, specification.to_string()).map_err(|error| failed(error.to_string()))?;
         let name = format!("audit-{}", ground.nonce);
         let state = text(&ground.folder.join("crun"));
-        let mut all = pure_control_groups();
+        let mut all = in_own_mounts();
         let bundle = text(&ground.folder);
         all.extend(
             ["crun", "--root", &state, "--cgroup-manager=disabled", "run", "--bundle", &bundle, &name]

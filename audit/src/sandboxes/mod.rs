@@ -203,15 +203,13 @@ fn line(words: impl IntoIterator<Item = impl Into<String>>) -> Launch {
     }
 }
 
-/// The words before a container runtime's that give it the pure control groups of version 2 which it wants, on a host that has both
-/// versions; nothing elsewhere.
-fn pure_control_groups() -> Vec<String> {
+/// The words before a container runtime's that give it a mount namespace, so that no mount of it is left behind, and, on a host that
+/// has both versions of control groups, the pure version 2 which it wants.
+fn in_own_mounts() -> Vec<String> {
     let is_pure = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    if is_pure {
-        return Vec::new();
-    }
-    let script = "umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; exec \"$@\"";
-    ["unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", script, "sh"].map(str::to_owned).into()
+    let mounts = if is_pure { "" } else { "umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; " };
+    let script = format!("{mounts}exec \"$@\"");
+    ["unshare", "--mount", "--propagation", "private", "--", "/bin/sh", "-c", &script, "sh"].map(str::to_owned).into()
 }
 
 /// What a program says to `--version`, its first line.

@@ -1,6 +1,6 @@
 //! podman with its defaults, without a network, on a folder instead of an image.
 
-use super::{Ground, Inside, Sandbox, line, pure_control_groups, rootfs, text, version_of};
+use super::{Ground, Inside, Sandbox, in_own_mounts, line, rootfs, text, version_of};
 use crate::observers::launcher::Launch;
 
 /// `podman run`.
@@ -22,7 +22,7 @@ impl Sandbox for Podman {
 
     fn launch(&self, ground: &Ground, words: &[String]) -> Result<Launch, String> {
         let storage = ground.folder.join("podman");
-        let mut all = pure_control_groups();
+        let mut all = in_own_mounts();
         all.push("podman".into());
         // Storage of our own: nothing of it is left in the host's.
         for (option, name) in [("--root", "storage"), ("--runroot", "run"), ("--tmpdir", "tmp")] {

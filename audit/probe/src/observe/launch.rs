@@ -57,7 +57,8 @@ pub fn start(launch: &Launch, order: &Order, terminal: Option<&Terminal>) -> Res
     // SAFETY: between fork and exec there are system calls only, on numbers that were copied.
     unsafe {
         command.pre_exec(move || {
-            let call = |number, arguments: &[usize]| calls::raw(number, arguments).map_err(std::io::Error::from_raw_os_error);
+            let call =
+                |number, arguments: &[usize]| calls::raw(number, arguments).map_err(std::io::Error::from_raw_os_error);
             call(libc::SYS_setsid, &[])?;
             if let Some(slave) = slave {
                 call(libc::SYS_dup3, &[slave as usize, 0, 0])?;
@@ -78,7 +79,11 @@ pub fn wait(child: i32, runner: &UnixStream) -> Option<i32> {
     let ended = survivors::pidfd(child);
     let mut asked = false;
     loop {
-        if calls::either_readable(ended.unwrap_or(-1), if asked { -1 } else { raw(runner) }, if asked { 2000 } else { -1 }) {
+        if calls::either_readable(
+            ended.unwrap_or(-1),
+            if asked { -1 } else { raw(runner) },
+            if asked { 2000 } else { -1 },
+        ) {
             break;
         }
         // The runner speaks no more, so what can be read is its end.

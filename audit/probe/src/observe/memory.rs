@@ -67,10 +67,8 @@ fn queue(name: &CString, nonce: &str) -> Result<(), i32> {
     let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR | libc::O_CLOEXEC;
     // mq_maxmsg and mq_msgsize; the rest is not read.
     let attributes: [i64; 8] = [0, 4, 256, 0, 0, 0, 0, 0];
-    let queue = calls::raw(
-        libc::SYS_mq_open,
-        &[name.as_ptr() as usize, flags as usize, 0o666, attributes.as_ptr() as usize],
-    )?;
+    let queue =
+        calls::raw(libc::SYS_mq_open, &[name.as_ptr() as usize, flags as usize, 0o666, attributes.as_ptr() as usize])?;
     let _ = calls::raw(libc::SYS_mq_timedsend, &[queue as usize, nonce.as_ptr() as usize, nonce.len(), 0, 0]);
     calls::close(queue as i32);
     Ok(())

@@ -142,7 +142,9 @@ fn converse(socket: &UnixStream) -> Result<(), String> {
     say(socket, &seen)
 }
 
-fn read<T: serde::de::DeserializeOwned>(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> Result<T, String> {
+fn read<T: serde::de::DeserializeOwned>(
+    lines: &mut impl Iterator<Item = std::io::Result<String>>,
+) -> Result<T, String> {
     let line = lines.next().ok_or("the runner has gone")?.map_err(|error| error.to_string())?;
     serde_json::from_str(&line).map_err(|error| error.to_string())
 }
