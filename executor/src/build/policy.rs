@@ -170,9 +170,7 @@ impl Policy {
                     LINUX_VM => {
                         "`anchorhold vm run -- true` says what is missing: QEMU, a kernel (scripts/guest-kernel makes one) or the agent"
                     }
-                    "uid-range" | "recursive-nix" | "windows-vm" => {
-                        "no version of this program gives it yet"
-                    }
+                    "uid-range" | "recursive-nix" | "windows-vm" => "no version of this program gives it yet",
                     _ => "add it to `system-features` if the machine has what it stands for",
                 },
             });

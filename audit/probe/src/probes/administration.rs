@@ -78,10 +78,7 @@ pub const PROBES: &[Probe] = &[
             change[0] = 0x0100;
             Finding::worst([
                 ("settimeofday".to_owned(), Finding::of(calls::raw(libc::SYS_settimeofday, &[0, 0]))),
-                (
-                    "adjtimex".to_owned(),
-                    Finding::of(calls::raw(libc::SYS_adjtimex, &[change.as_mut_ptr() as usize])),
-                ),
+                ("adjtimex".to_owned(), Finding::of(calls::raw(libc::SYS_adjtimex, &[change.as_mut_ptr() as usize]))),
             ])
         },
     ),
@@ -142,8 +139,7 @@ pub const PROBES: &[Probe] = &[
         "The next kernel is the attacker's.",
         |_| {
             let unknown = 0xff00;
-            let (load, file) =
-                ([0, 0, 0, unknown], [usize::MAX, usize::MAX, 0, 0, unknown]);
+            let (load, file) = ([0, 0, 0, unknown], [usize::MAX, usize::MAX, 0, 0, unknown]);
             let after = [libc::EINVAL, libc::EBADF];
             Finding::worst([
                 ("kexec_load".to_owned(), Finding::past(calls::raw(libc::SYS_kexec_load, &load), &after)),

@@ -39,7 +39,10 @@ pub const PROBES: &[Probe] = &[
     fact("det.cpuinfo", "Model and flags of the processor", |_| {
         let all = text("/proc/cpuinfo");
         let line = |name: &str| {
-            all.lines().find_map(|line| Some(line.strip_prefix(name)?.split_once(':')?.1.trim())).unwrap_or("?").to_owned()
+            all.lines()
+                .find_map(|line| Some(line.strip_prefix(name)?.split_once(':')?.1.trim()))
+                .unwrap_or("?")
+                .to_owned()
         };
         Finding::info(format!("{}; {}", line("model name"), line("flags")))
     }),
@@ -66,7 +69,11 @@ pub const PROBES: &[Probe] = &[
     fact("det.macs", "Hardware addresses", |_| Finding::info(network::interfaces().join(", "))),
     fact("det.timezone", "Time zone", |_| {
         let link = std::fs::read_link("/etc/localtime").map(|path| path.display().to_string());
-        Finding::info(format!("TZ {:?}; /etc/localtime {}", env::var_os("TZ"), link.unwrap_or_else(|_| "none".to_owned())))
+        Finding::info(format!(
+            "TZ {:?}; /etc/localtime {}",
+            env::var_os("TZ"),
+            link.unwrap_or_else(|_| "none".to_owned())
+        ))
     }),
     fact("det.locale", "Locale", |_| {
         let mut set: Vec<_> = env::vars_os()
@@ -79,7 +86,9 @@ pub const PROBES: &[Probe] = &[
     fact("det.umask", "Mask of new files' modes", |_| {
         number(calls::raw(libc::SYS_umask, &[0o22]).map(|mask| format!("{mask:03o}")))
     }),
-    fact("det.argv0", "The program's own name", |_| Finding::info(env::args_os().next().unwrap_or_default().display().to_string())),
+    fact("det.argv0", "The program's own name", |_| {
+        Finding::info(env::args_os().next().unwrap_or_default().display().to_string())
+    }),
     fact("det.exe", "Where the program lies", |_| match std::fs::read_link("/proc/self/exe") {
         Ok(path) => Finding::info(path.display().to_string()),
         Err(error) => Finding::info(error.kind().to_string()),
@@ -97,7 +106,12 @@ pub const PROBES: &[Probe] = &[
             match calls::raw(libc::SYS_statfs, &[name.as_ptr() as usize, words.as_mut_ptr() as usize]) {
                 Ok(_) => format!(
                     "{} type {:x} blocks {} free {} files {} free {}",
-                    path.display(), words[0], words[2], words[3], words[5], words[6]
+                    path.display(),
+                    words[0],
+                    words[2],
+                    words[3],
+                    words[5],
+                    words[6]
                 ),
                 Err(errno) => format!("{} {}", path.display(), name_of(errno)),
             }

@@ -190,10 +190,18 @@ fn standard(number: i32, world: &World) -> Finding {
     };
     match kind {
         "pipe" => Finding::absent("a pipe"),
-        "character device" if calls::raw(libc::SYS_ioctl, &[number as usize, libc::TCGETS as usize, terminal_state().as_mut_ptr() as usize]).is_ok() => {
+        "character device"
+            if calls::raw(
+                libc::SYS_ioctl,
+                &[number as usize, libc::TCGETS as usize, terminal_state().as_mut_ptr() as usize],
+            )
+            .is_ok() =>
+        {
             match calls::device_of("/dev/pts") {
                 // In the starter's own mounts the devpts is the starter's as well.
-                Ok(own) if own == device && !is_starters(world, "mnt") => Finding::absent("a terminal of the devpts here"),
+                Ok(own) if own == device && !is_starters(world, "mnt") => {
+                    Finding::absent("a terminal of the devpts here")
+                }
                 _ => Finding::reached("a terminal from outside"),
             }
         }

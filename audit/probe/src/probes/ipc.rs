@@ -56,7 +56,9 @@ pub const PROBES: &[Probe] = &[
         root: false,
         run: |world| match &world.shared_memory_file {
             Some(name) => match calls::contents(format!("/dev/shm/{}", name.trim_start_matches('/')), 4096) {
-                Ok(text) if String::from_utf8_lossy(&text).contains(&world.nonce) => Finding::reached("the nonce is in it"),
+                Ok(text) if String::from_utf8_lossy(&text).contains(&world.nonce) => {
+                    Finding::reached("the nonce is in it")
+                }
                 Ok(_) => Finding::absent("a file of the same name without the nonce"),
                 Err(errno) => Finding::refused(errno),
             },

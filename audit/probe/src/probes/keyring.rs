@@ -142,9 +142,8 @@ fn search(keyring: i32, name: &str) -> Result<i64, i32> {
 
 fn read(keyring: i32, name: &str, nonce: &str) -> Finding {
     let mut bytes = [0_u8; 256];
-    let length = search(keyring, name).and_then(|key| {
-        calls::raw(libc::SYS_keyctl, &[READ, key as usize, bytes.as_mut_ptr() as usize, bytes.len()])
-    });
+    let length = search(keyring, name)
+        .and_then(|key| calls::raw(libc::SYS_keyctl, &[READ, key as usize, bytes.as_mut_ptr() as usize, bytes.len()]));
     match length {
         Ok(_) if String::from_utf8_lossy(&bytes).contains(nonce) => Finding::reached("the nonce is in it"),
         Ok(_) => Finding::absent("a key of the same name without the nonce"),

@@ -45,11 +45,16 @@ pub const PROBES: &[Probe] = &[
         let words = [libc::AT_FDCWD as usize, path.as_ptr() as usize, 0, nothing.as_ptr() as usize, 32];
         Finding::of(calls::raw(libc::SYS_mount_setattr, &words))
     }),
-    direct("mnt.open_tree_attr", "open_tree_attr(2)", "Clones the mount at `/` and changes nothing of the clone.", |_| {
-        let (path, nothing) = (calls::c_path("/"), [0_u64; 4]);
-        let words = [libc::AT_FDCWD as usize, path.as_ptr() as usize, CLONE, nothing.as_ptr() as usize, 32];
-        Finding::of(calls::raw(OPEN_TREE_ATTR, &words))
-    }),
+    direct(
+        "mnt.open_tree_attr",
+        "open_tree_attr(2)",
+        "Clones the mount at `/` and changes nothing of the clone.",
+        |_| {
+            let (path, nothing) = (calls::c_path("/"), [0_u64; 4]);
+            let words = [libc::AT_FDCWD as usize, path.as_ptr() as usize, CLONE, nothing.as_ptr() as usize, 32];
+            Finding::of(calls::raw(OPEN_TREE_ATTR, &words))
+        },
+    ),
     Probe {
         id: "mnt.listmount",
         title: "Mounts can be listed by system call",
@@ -285,8 +290,7 @@ mod tests {
         let text = "22 1 0:20 / /proc rw,nosuid shared:12 - proc proc rw\n\
                     23 1 0:21 /a /usr ro,nodev master:3 - ext4 /dev/vda rw\n\
                     24 1 0:22 / /x\\040y ro - tmpfs shared:9 rw\n";
-        let read: Vec<_> =
-            mounts(text).map(|mount| (mount.target, mount.read_only, mount.propagates)).collect();
+        let read: Vec<_> = mounts(text).map(|mount| (mount.target, mount.read_only, mount.propagates)).collect();
         assert_eq!(read, [("/proc", false, true), ("/usr", true, true), ("/x\\040y", true, false)]);
     }
 }

@@ -21,12 +21,9 @@ pub const PROBES: &[Probe] = &[
         root: false,
         run: shared,
     },
-    user(
-        "ns.user.unshare",
-        "A user namespace can be made by unshare(2)",
-        "Unshares its user namespace.",
-        |world| Finding::of(calls::unshare(libc::CLONE_NEWUSER)).granted(world.namespaces_granted),
-    ),
+    user("ns.user.unshare", "A user namespace can be made by unshare(2)", "Unshares its user namespace.", |world| {
+        Finding::of(calls::unshare(libc::CLONE_NEWUSER)).granted(world.namespaces_granted)
+    }),
     user(
         "ns.user.clone",
         "A user namespace can be made by clone(2)",
@@ -76,9 +73,7 @@ pub const PROBES: &[Probe] = &[
         "In a user namespace of its own it mounts an overlay",
         "In a new user and mount namespace, mounts an overlay over folders of a tmpfs.",
         "CVE-2023-0386, CVE-2021-3493",
-        |world| {
-            Finding::of(nested(libc::CLONE_NEWNS).and_then(|_| overlay(world))).granted(world.namespaces_granted)
-        },
+        |world| Finding::of(nested(libc::CLONE_NEWNS).and_then(|_| overlay(world))).granted(world.namespaces_granted),
     ),
     given(
         "ns.user.net",
@@ -100,9 +95,7 @@ pub const PROBES: &[Probe] = &[
         "In a new user and network namespace, makes a socket of the family AF_PACKET.",
         "CVE-2020-14386, CVE-2017-7308",
         |_| {
-            Finding::of(
-                nested(libc::CLONE_NEWNET).and_then(|_| sockets::made(libc::AF_PACKET, libc::SOCK_RAW, 0x0300)),
-            )
+            Finding::of(nested(libc::CLONE_NEWNET).and_then(|_| sockets::made(libc::AF_PACKET, libc::SOCK_RAW, 0x0300)))
         },
     ),
     Probe {
@@ -152,8 +145,9 @@ pub const PROBES: &[Probe] = &[
             };
             match depth {
                 0 => Finding::refused(end),
-                depth => Finding::reached(format!("{depth} levels, then {}", name_of(end)))
-                    .granted(world.namespaces_granted),
+                depth => {
+                    Finding::reached(format!("{depth} levels, then {}", name_of(end))).granted(world.namespaces_granted)
+                }
             }
         },
     },
@@ -205,7 +199,9 @@ fn shared(world: &World) -> Finding {
     if world.namespaces.is_empty() {
         let first: Vec<&str> = FIRST.iter().map(|(name, _)| *name).filter(|name| is_starters(world, name)).collect();
         return match first.is_empty() {
-            true => Finding::inconclusive("the starter's namespaces were not told, and these are not the machine's first"),
+            true => {
+                Finding::inconclusive("the starter's namespaces were not told, and these are not the machine's first")
+            }
             false => Finding::reached(format!("{}: the machine's first", first.join(", "))),
         };
     }
@@ -216,13 +212,8 @@ fn shared(world: &World) -> Finding {
 }
 
 /// The numbers of the namespaces that a machine begins with, linux/proc_ns.h.
-const FIRST: &[(&str, u32)] = &[
-    ("ipc", 0xefff_ffff),
-    ("uts", 0xefff_fffe),
-    ("user", 0xefff_fffd),
-    ("pid", 0xefff_fffc),
-    ("cgroup", 0xefff_fffb),
-];
+const FIRST: &[(&str, u32)] =
+    &[("ipc", 0xefff_ffff), ("uts", 0xefff_fffe), ("user", 0xefff_fffd), ("pid", 0xefff_fffc), ("cgroup", 0xefff_fffb)];
 
 /// Whether a namespace is the starter's own, or, where that was not told, the machine's first of its kind.
 pub fn is_starters(world: &World, name: &str) -> bool {

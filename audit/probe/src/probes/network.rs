@@ -352,10 +352,7 @@ fn own_loopback() -> Result<(), i32> {
     calls::bind(socket, &internet_address([127, 0, 0, 1], 0))?;
     calls::raw(libc::SYS_listen, &[socket as usize, 4])?;
     let (mut address, mut length) = ([0_u8; 16], [16_u32]);
-    calls::raw(
-        libc::SYS_getsockname,
-        &[socket as usize, address.as_mut_ptr() as usize, length.as_mut_ptr() as usize],
-    )?;
+    calls::raw(libc::SYS_getsockname, &[socket as usize, address.as_mut_ptr() as usize, length.as_mut_ptr() as usize])?;
     connected(&address).map(|_| ())
 }
 
@@ -400,11 +397,10 @@ fn names_looked_up() -> Finding {
         let own = server.starts_with("127.") || server == "::1";
         (format!("name server {server}"), if own { Finding::absent("loopback") } else { Finding::of(result) })
     });
-    let sockets =
-        ["/run/nscd/socket", "/var/run/nscd/socket", "/run/systemd/resolve/io.systemd.Resolve"].map(|path| {
-            let result = connected(&path_address(path.as_bytes())).map(i64::from);
-            (path.to_owned(), Finding::of(result))
-        });
+    let sockets = ["/run/nscd/socket", "/var/run/nscd/socket", "/run/systemd/resolve/io.systemd.Resolve"].map(|path| {
+        let result = connected(&path_address(path.as_bytes())).map(i64::from);
+        (path.to_owned(), Finding::of(result))
+    });
     Finding::worst(servers.chain(sockets).collect::<Vec<_>>())
 }
 

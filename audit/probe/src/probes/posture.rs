@@ -87,8 +87,22 @@ pub const PROBES: &[Probe] = &[
     ),
     Probe::fact("pos.limits", "Limits of a process", "Reads all of getrlimit(2).", "Soft and hard, where set.", |_| {
         const NAMES: [&str; 16] = [
-            "cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile", "memlock", "as", "locks", "sigpending",
-            "msgqueue", "nice", "rtprio", "rttime",
+            "cpu",
+            "fsize",
+            "data",
+            "stack",
+            "core",
+            "rss",
+            "nproc",
+            "nofile",
+            "memlock",
+            "as",
+            "locks",
+            "sigpending",
+            "msgqueue",
+            "nice",
+            "rtprio",
+            "rttime",
         ];
         let limits = NAMES.iter().enumerate().map(|(place, name)| match calls::limit(place as u32) {
             Ok((soft, hard)) if soft == hard => format!("{name} {}", size(hard)),

@@ -93,7 +93,9 @@ pub const PROBES: &[Probe] = &[
         root: false,
         run: |world| {
             with_victim(world, |victim| match calls::contents(format!("/proc/{victim}/environ"), 1 << 20) {
-                Ok(text) if String::from_utf8_lossy(&text).contains(&world.nonce) => Finding::reached("the nonce is in it"),
+                Ok(text) if String::from_utf8_lossy(&text).contains(&world.nonce) => {
+                    Finding::reached("the nonce is in it")
+                }
                 Ok(_) => Finding::absent("another process has the number here"),
                 Err(errno) => Finding::refused(errno),
             })
@@ -187,7 +189,10 @@ pub const PROBES: &[Probe] = &[
             Finding::worst([
                 ("SCHED_FIFO".to_owned(), Finding::of(calls::raw(libc::SYS_sched_setscheduler, &fifo))),
                 ("nice -1".to_owned(), Finding::of(calls::raw(libc::SYS_setpriority, &[0, 0, -1_isize as usize]))),
-                ("real-time input and output".to_owned(), Finding::of(calls::raw(libc::SYS_ioprio_set, &[1, 0, 1 << 13]))),
+                (
+                    "real-time input and output".to_owned(),
+                    Finding::of(calls::raw(libc::SYS_ioprio_set, &[1, 0, 1 << 13])),
+                ),
             ])
         },
     },
@@ -204,8 +209,8 @@ pub const PROBES: &[Probe] = &[
         root: true,
         run: |_| {
             let path = "/proc/self/oom_score_adj";
-            let current = calls::contents(path, 64)
-                .map(|text| String::from_utf8_lossy(&text).trim().parse::<i32>().unwrap_or(0));
+            let current =
+                calls::contents(path, 64).map(|text| String::from_utf8_lossy(&text).trim().parse::<i32>().unwrap_or(0));
             match current {
                 Ok(-1000) => Finding::reached("it is as low as it gets already"),
                 Ok(value) => Finding::of(calls::overwrite(path, &(value - 1).to_string())),

@@ -169,7 +169,9 @@ fn processes(limit: Option<u32>) -> Finding {
     };
     match refused {
         Some(errno) => Finding::refused(errno).with(format!("after {count} processes")),
-        None if limit.is_none() && in_force() => Finding::refused(libc::EAGAIN).with(format!("a limit is in force: {own}")),
+        None if limit.is_none() && in_force() => {
+            Finding::refused(libc::EAGAIN).with(format!("a limit is in force: {own}"))
+        }
         None => Finding::reached(format!("{count} processes; {own}")),
     }
 }

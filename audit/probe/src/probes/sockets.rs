@@ -107,10 +107,7 @@ pub const PROBES: &[Probe] = &[
                 };
                 Finding::of(operation.perform())
             };
-            Finding::worst([
-                ("AF_VSOCK".to_owned(), made(libc::AF_VSOCK)),
-                ("AF_UNIX".to_owned(), made(libc::AF_UNIX)),
-            ])
+            Finding::worst([("AF_VSOCK".to_owned(), made(libc::AF_VSOCK)), ("AF_UNIX".to_owned(), made(libc::AF_UNIX))])
         },
     },
     Probe {
@@ -283,7 +280,8 @@ fn vsock_shared(world: &World, socket: impl Fn(i32) -> Result<i32, i32>) -> Find
 
 /// `sockaddr_vm` of a port on any address (VMADDR_CID_ANY).
 fn vsock_address(port: u32) -> Vec<u8> {
-    [&(libc::AF_VSOCK as u16).to_ne_bytes()[..], &[0; 2], &port.to_ne_bytes(), &u32::MAX.to_ne_bytes(), &[0; 4]].concat()
+    [&(libc::AF_VSOCK as u16).to_ne_bytes()[..], &[0; 2], &port.to_ne_bytes(), &u32::MAX.to_ne_bytes(), &[0; 4]]
+        .concat()
 }
 
 #[cfg(test)]

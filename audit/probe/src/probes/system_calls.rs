@@ -91,10 +91,16 @@ pub const PROBES: &[Probe] = &[
         "Opens a secret memory file.",
         |_| Finding::of(calls::raw(libc::SYS_memfd_secret, &[0])),
     ),
-    low("sc.fanotify", "File systems can be watched as a whole", "fanotify(7)", "Makes a group of notifications.", |_| {
-        // FAN_CLASS_NOTIF with FAN_REPORT_FID, which is for everybody.
-        Finding::of(calls::raw(libc::SYS_fanotify_init, &[0x200, 0]))
-    }),
+    low(
+        "sc.fanotify",
+        "File systems can be watched as a whole",
+        "fanotify(7)",
+        "Makes a group of notifications.",
+        |_| {
+            // FAN_CLASS_NOTIF with FAN_REPORT_FID, which is for everybody.
+            Finding::of(calls::raw(libc::SYS_fanotify_init, &[0x200, 0]))
+        },
+    ),
     low("sc.move_pages", "Placement of memory can be asked", "move_pages(2)", "Moves no pages of itself.", |_| {
         Finding::of(calls::raw(libc::SYS_move_pages, &[0, 0, 0, 0, 0, 0]))
     }),
