@@ -179,6 +179,37 @@ fn nonce() -> Result<String, Error> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// The folder of a run, taken away when dropped.
+struct Folder(TempDir);
+
+impl Folder {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Folders of a store are read-only, and for whoever is not root that keeps them from being removed.
+        for store in ["store", "nix"] {
+            open_folders(&self.path().join(store), 0);
+        }
+    }
+}
+
+/// Lets folders be changed by their owner. Links are not followed, and nothing of the sandbox runs any more.
+fn open_folders(folder: &Path, depth: usize) {
+    const DEEPEST: usize = 100;
+    let is_folder = fs::symlink_metadata(folder).is_ok_and(|found| found.is_dir());
+    if !is_folder || depth > DEEPEST {
+        return;
+    }
+    let _ = fs::set_permissions(folder, Permissions::from_mode(0o700));
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        open_folders(&entry.path(), depth + 1);
+    }
+}
+
 /// Makes the folder of a run: what is shown, what is outside, where is room to write.
 fn ground(
     programs: &Programs,
@@ -186,10 +217,11 @@ fn ground(
     user: Option<&User>,
     room_options: &[String],
     nonce: &str,
-) -> Result<(TempDir, Ground, PathBuf), Error> {
+) -> Result<(Folder, Ground, PathBuf), Error> {
     let folder = tempfile::Builder::new()
         .prefix("anchorhold-audit-")
         .tempdir_in(place)
+        .map(Folder)
         .map_err(Error::file("making a folder in", place))?;
     let top = folder.path().to_owned();
     let mode = |path: &Path, mode| {

@@ -58,8 +58,21 @@ fn wait_for(what: &str, mut until: impl FnMut() -> bool) {
 fn nothing_is_left_behind() {
     let _alone = AUDITS.write().unwrap_or_else(std::sync::PoisonError::into_inner);
     let before = traces();
-    let words =
-        ["--no-baseline", "--controls", "none", "--in", "room", "--only", "ipc", "--only", "key", "--only", "net"];
+    let words = [
+        "--no-baseline",
+        "--controls",
+        "none",
+        "--in",
+        "room",
+        "--in",
+        "build",
+        "--only",
+        "ipc",
+        "--only",
+        "key",
+        "--only",
+        "net",
+    ];
     start(&words).to_the_end().expect_success();
     assert_eq!(traces(), before);
 }
