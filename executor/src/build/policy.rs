@@ -160,15 +160,23 @@ impl Policy {
                 here: systems().map(|system| format!("‘{system}’")).collect::<Vec<_>>().join(", "),
             });
         }
-        if let Some(feature) = options.required_system_features.iter().find(|word| !self.features.contains(*word)) {
-            let here = self.features.iter().map(|word| format!("‘{word}’")).collect::<Vec<_>>().join(", ");
+        // A word that a person wrote into the features makes no machine: without one, a room would be less than was asked for.
+        let is_given = |word: &String| self.features.contains(word) && (word != LINUX_VM || self.machines.is_some());
+        if let Some(feature) = options.required_system_features.iter().find(|word| !is_given(word)) {
+            let here = self
+                .features
+                .iter()
+                .filter(|word| is_given(word))
+                .map(|word| format!("‘{word}’"))
+                .collect::<Vec<_>>()
+                .join(", ");
             return Err(Rejection::Feature {
                 feature: feature.clone(),
                 here: if here.is_empty() { "none".to_owned() } else { here },
                 advice: match feature.as_str() {
                     KVM => "`anchorhold doctor` says why /dev/kvm is unusable",
                     LINUX_VM => {
-                        "`anchorhold vm run -- true` says what is missing: QEMU, a kernel (scripts/guest-kernel makes one) or the agent"
+                        "`anchorhold vm run -- true` says what is missing: QEMU, a kernel (scripts/guest-kernel makes one) or the agent; builds that a Nix hands over do not have it yet"
                     }
                     "uid-range" | "recursive-nix" | "windows-vm" => "no version of this program gives it yet",
                     _ => "add it to `system-features` if the machine has what it stands for",
