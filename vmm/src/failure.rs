@@ -121,8 +121,8 @@ pub struct Failure {
     pub what: String,
     /// What was being waited for, and how long.
     pub wait: Option<Waited>,
-    /// What was seen until then.
-    pub evidence: Evidence,
+    /// What was seen until then. Much, and rarely there.
+    pub evidence: Box<Evidence>,
 }
 
 /// A wait that failed.
@@ -154,7 +154,7 @@ pub struct Evidence {
 impl Failure {
     /// A failure before there is a machine, or without more to tell.
     pub fn new(class: FailureClass, what: impl Into<String>) -> Self {
-        Self { class, machine: String::new(), what: what.into(), wait: None, evidence: Evidence::default() }
+        Self { class, machine: String::new(), what: what.into(), wait: None, evidence: Box::default() }
     }
 }
 

@@ -456,7 +456,7 @@ impl Machine {
     pub fn fail(&mut self, class: FailureClass, what: impl Into<String>) -> Failure {
         self.process.listen();
         let what = what.into();
-        Failure { class, machine: self.name.clone(), what, wait: None, evidence: self.evidence() }
+        Failure { class, machine: self.name.clone(), what, wait: None, evidence: Box::new(self.evidence()) }
     }
 
     /// A failure while something was waited for since `begun`, with a picture of the display if there is one.
