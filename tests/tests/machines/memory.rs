@@ -81,7 +81,7 @@ fn memory_that_was_never_used_takes_no_disk() {
     template(&world, &guest, &directory);
     let ram = std::fs::metadata(directory.join(RAM)).unwrap();
     assert_eq!(ram.len(), 128 << 20);
-    assert!(ram.blocks() * 512 < 100 << 20, "{} of 128 MiB are on the disk", ram.blocks() * 512 >> 20);
+    assert!(ram.blocks() * 512 < 100 << 20, "{} of 128 MiB are on the disk", (ram.blocks() * 512) >> 20);
 }
 
 #[test]
