@@ -138,9 +138,7 @@ fn a_qemu_that_ends_with_an_error_has_failed_in_its_own_words() {
 #[test]
 fn a_disk_that_fails_under_a_machine_is_told() {
     let event = r#"{"event": "BLOCK_IO_ERROR", "data": {"device": "d", "operation": "write", "action": "ACTION", "nospace": FULL, "reason": "No space left on device"}}"#;
-    let say = |action: &str, full: &str| {
-        format!("say '{}'", event.replace("ACTION", action).replace("FULL", full))
-    };
+    let say = |action: &str, full: &str| format!("say '{}'", event.replace("ACTION", action).replace("FULL", full));
     let mut machine = Pretender::new(&say("stop", "true")).start();
     fails(&mut machine, FailureClass::DiskError, "write of a disk failed: No space left on device");
     // What the guest is told of, it may know what to do with.
