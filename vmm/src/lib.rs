@@ -21,6 +21,7 @@ pub mod accelerator;
 pub mod agent;
 pub mod channel;
 pub mod console;
+pub mod controller;
 pub mod encoding;
 pub mod exchange;
 pub mod failure;

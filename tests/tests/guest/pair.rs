@@ -3,14 +3,13 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Instant;
 
 use anchorhold_tests::skip;
+use anchorhold_vmm::controller::{self, Controller};
 use anchorhold_vmm::exchange::{self, Command};
-use anchorhold_vmm::initramfs::Initramfs;
 use anchorhold_vmm::kernel::Feature;
 use anchorhold_vmm::profile::Profile;
 use anchorhold_vmm::report::{Ending, Report, RunRequest, Streams, What};
@@ -20,7 +19,6 @@ use anchorhold_vmm::wire;
 use crate::machine::{Machine, PATIENCE, Parts, parts};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
-const CONTROLLER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
 
 fn images() -> Result<PathBuf, String> {
     let named = std::env::var_os("ANCHORHOLD_GUEST_IMAGES").map(PathBuf::from);
@@ -28,23 +26,6 @@ fn images() -> Result<PathBuf, String> {
     let places = named.into_iter().chain(home).chain(["/var/cache/anchorhold/guest-images".into()]);
     let found = places.into_iter().find(|place| place.join("controller.erofs").is_file());
     found.ok_or_else(|| "no guest images here: scripts/guest-images makes them".into())
-}
-
-/// Up to its own root, with a network.
-fn start_of(address: Ipv4Addr, directories: &[PathBuf]) -> Vec<What> {
-    let mut start = vec![
-        What::Mount(shares::disk("root", image::Form::Erofs, "/root")),
-        What::SwitchRoot("/root".into()),
-        What::Mount(shares::memory("/run", 32 << 20)),
-        What::Mount(shares::memory("/tmp", 64 << 20)),
-        What::Network { interface: "lo".into(), address: Some((Ipv4Addr::LOCALHOST, 8)) },
-        What::Network { interface: "eth0".into(), address: Some((address, 24)) },
-    ];
-    for directory in directories {
-        let path = directory.join(".there");
-        start.push(What::WriteFile { path, mode: 0o600, content: Vec::new() });
-    }
-    start
 }
 
 fn disk(id: &str, file: &Path) -> Vec<String> {
@@ -56,11 +37,11 @@ fn disk(id: &str, file: &Path) -> Vec<String> {
     ]
 }
 
-fn network(number: u8) -> Vec<String> {
+/// A machine at a wire of QEMU's words.
+fn network(netdev: &str, number: u8) -> Vec<String> {
     vec![
         "-netdev".into(),
-        // The tests pass the wire as QEMU's standard input.
-        wire::datagram_netdev("wire", 0),
+        netdev.into(),
         "-device".into(),
         format!("virtio-net-pci,netdev=wire,mac=52:54:00:12:01:0{number},romfile="),
     ]
@@ -71,93 +52,83 @@ fn program(program: &str, arguments: &[&str]) -> RunRequest {
     RunRequest { command: Ok(command.variable("HOME", "/run")), user: None, streams: Streams::Together, alone: true }
 }
 
-fn run(machine: &mut Machine, request: RunRequest) -> (Ending, String) {
-    let mut said = Vec::new();
-    let ending = machine.port.run(request, PATIENCE, &mut |_, bytes| said.extend(bytes)).unwrap();
-    (ending, String::from_utf8_lossy(&said).into_owned())
-}
-
-/// Runs something in the guest over SSH, with its host key checked.
-fn over_ssh(controller: &mut Machine, text: &str) -> (Ending, String) {
-    let options = [
-        "-F/dev/null",
-        "-i/run/key",
-        "-oUserKnownHostsFile=/run/known_hosts",
-        "-oStrictHostKeyChecking=yes",
-        "-oBatchMode=yes",
-        "-oServerAliveInterval=5",
-        "-oControlMaster=auto",
-        "-oControlPath=/run/ssh",
-        "-oControlPersist=yes",
-        "root@192.168.0.1",
-        text,
-    ];
-    run(controller, program("/usr/bin/ssh", &options))
-}
-
 struct Pair {
     standin: Machine,
     controller: Machine,
-    account: samba::Account,
+    plan: Controller,
+    _wire: Wire,
+}
+
+/// What is between the two.
+enum Wire {
+    Datagrams,
+    Switch(wire::Switch),
 }
 
 impl Pair {
     /// Both started, and as far as that a login is possible.
-    fn start(parts: &Parts, images: &Path, store: &Path, exchange: &Path, known_hosts: &[u8]) -> Self {
-        let (one, two) = wire::datagrams().unwrap();
-        let wire = |end: OwnedFd| Some(Stdio::from(end));
-        let standin: Initramfs =
-            parts.image(&[Feature::Network, Feature::Disk, Feature::Erofs, Feature::Cifs], &start_of(GUEST, &[]));
-        let account = samba::Account::new("nixbld").unwrap();
-        let smbd = samba::Samba {
-            folder: "/run/samba".into(),
-            account: account.clone(),
-            shares: vec![
-                samba::Share { name: shares::STORE_SHARE.into(), path: "/nix/store".into(), read_only: true },
-                samba::Share { name: shares::EXCHANGE.into(), path: "/xchg".into(), read_only: false },
-            ],
+    fn start(world: &World, exchange: &Path, known_hosts: &[u8], wire: Wire) -> Self {
+        let (parts, images, store) = (&world.parts, &world.images, &world.folder.path().join("store.image"));
+        // A wire of datagrams is passed as QEMU's standard input.
+        let (netdev, one, two) = match &wire {
+            Wire::Datagrams => {
+                let (one, two) = wire::datagrams().unwrap();
+                (wire::datagram_netdev("wire", 0), Some(Stdio::from(one)), Some(Stdio::from(two)))
+            }
+            Wire::Switch(switch) => (switch.netdev("wire"), None, None),
         };
-        let mut start = start_of(CONTROLLER, &smbd.directories());
-        start.push(What::Mount(shares::disk(shares::STORE_SERIAL, image::Form::Squashfs, "/nix/store")));
-        start.push(What::Mount(shares::nine_p(shares::EXCHANGE, "/xchg", false, Cache::None, 512_000)));
-        for file in smbd.files().unwrap() {
-            start.push(What::WriteFile { path: file.path, mode: file.mode, content: file.content });
-        }
-        let key = fs::read(images.join("key")).unwrap();
-        start.push(What::WriteFile { path: "/run/key".into(), mode: 0o600, content: key });
-        start.push(What::WriteFile { path: "/run/known_hosts".into(), mode: 0o644, content: known_hosts.to_vec() });
-        let features = [Feature::Network, Feature::Disk, Feature::Erofs, Feature::Squashfs, Feature::NineP];
-        let controller = parts.image(&features, &start);
-
-        let mut arguments = [disk("root", &images.join("standin.erofs")), network(1)].concat();
-        let standin = parts.start(256, &standin, &arguments, wire(one));
+        let features = [Feature::Network, Feature::Disk, Feature::Erofs, Feature::Cifs];
+        let standin = parts.image(&features, &controller::root_and_network(GUEST));
+        let plan = Controller {
+            profile: Profile::built_in("standin").unwrap(),
+            account: samba::Account::new("nixbld").unwrap(),
+            mounts: vec![
+                shares::disk(shares::STORE_SERIAL, image::Form::Squashfs, "/nix/store"),
+                shares::nine_p(shares::EXCHANGE, "/xchg", false, Cache::None, 512_000),
+            ],
+            key: fs::read(images.join("key")).unwrap(),
+            known_hosts: known_hosts.to_vec(),
+        };
+        let image = parts.image(&Controller::FEATURES, &plan.start().unwrap());
+        let mut arguments = [disk("root", &images.join("standin.erofs")), network(&netdev, 1)].concat();
+        let standin = parts.start(256, &standin, &arguments, one);
         arguments =
-            [disk("root", &images.join("controller.erofs")), disk(shares::STORE_SERIAL, store), network(2)].concat();
+            [disk("root", &images.join("controller.erofs")), disk(shares::STORE_SERIAL, store), network(&netdev, 2)]
+                .concat();
         let share = format!("local,path={},mount_tag=xchg,security_model=none,multidevs=remap", exchange.display());
         arguments.extend(["-virtfs".into(), share]);
-        let controller = parts.start(256, &controller, &arguments, wire(two));
-        let mut pair = Self { standin, controller, account };
+        let controller = parts.start(256, &image, &arguments, two);
+        let mut pair = Self { standin, controller, plan, _wire: wire };
         pair.standin.port.ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", pair.standin.console()));
         let server = program("/usr/sbin/dropbear", &["-F", "-E", "-s", "-p", "22", "-P", ""]);
         pair.standin.port.ask(What::Run(server), PATIENCE).unwrap();
         let ready = pair.controller.port.ready(PATIENCE);
         ready.unwrap_or_else(|error| panic!("{error}\n{}", pair.controller.console()));
-        let mut request = program("/usr/sbin/smbd", &[]);
-        request.command.as_mut().unwrap().arguments = smbd.arguments();
-        pair.controller.port.ask(What::Run(request), PATIENCE).unwrap();
+        pair.controller.port.ask(What::Run(pair.plan.server()), PATIENCE).unwrap();
+        pair.controller_waits(pair.plan.await_guest(PATIENCE.as_millis() as u32));
+        pair.controller_waits(Controller::await_server(PATIENCE.as_millis() as u32));
         pair
     }
 
-    /// Until a port answers, as the controller sees it.
-    fn answers(&mut self, address: Ipv4Addr, port: u16, banner: &str) -> Report {
-        let milliseconds = PATIENCE.as_millis() as u32;
-        let what = What::AwaitBanner { address, port, banner: banner.into(), milliseconds };
+    fn controller_waits(&mut self, what: What) {
         let mut said = String::new();
         let mut other = |report| said.push_str(&format!("{report:?}\n"));
-        match self.controller.port.request(what, PATIENCE, &mut other) {
-            Ok(report) => report,
-            Err(error) => panic!("{error}\n{said}\n{}\n{}", self.controller.console(), self.standin.console()),
+        if let Err(error) = self.controller.port.request(what, PATIENCE, &mut other) {
+            panic!("{error}\n{said}\n{}\n{}", self.controller.console(), self.standin.console());
         }
+    }
+
+    /// Runs a line in the guest over SSH.
+    fn run(&mut self, line: &str) -> (Ending, String) {
+        let mut said = Vec::new();
+        let mut output = |_, bytes: &[u8]| said.extend(bytes);
+        let mut other = |report| {
+            let ended = matches!(report, Report::Ended { .. });
+            assert!(!ended, "smbd runs until the end: {report:?}");
+        };
+        let request = self.plan.in_guest(line);
+        let ending = self.controller.port.run_beside(request, PATIENCE, &mut output, &mut other).unwrap();
+        (ending, String::from_utf8_lossy(&said).into_owned())
     }
 }
 
@@ -188,8 +159,11 @@ impl World {
     }
 
     fn pair(&self, known_hosts: &[u8]) -> Pair {
-        let store = self.folder.path().join("store.image");
-        Pair::start(&self.parts, &self.images, &store, &self.exchange(), known_hosts)
+        Pair::start(self, &self.exchange(), known_hosts, Wire::Datagrams)
+    }
+
+    fn known_hosts(&self) -> Vec<u8> {
+        fs::read(self.images.join("known_hosts")).unwrap()
     }
 }
 
@@ -211,48 +185,42 @@ fn a_command_runs_in_the_stand_in_with_both_shares_and_its_status_comes_back() {
 
     let began = Instant::now();
     let told = |what: &str| println!("{what}: {:.2} s", began.elapsed().as_secs_f32());
-    let mut pair = world.pair(&fs::read(world.images.join("known_hosts")).unwrap());
-    told("both ready");
-    let banner = pair.answers(GUEST, 22, "SSH-");
-    assert!(matches!(&banner, Report::Banner { banner, .. } if banner.starts_with(b"SSH-2.0")), "{banner:?}");
-    told("SSH answers");
-    pair.answers(CONTROLLER, 445, "");
-    told("SMB answers");
-    let (ending, said) = over_ssh(&mut pair.controller, "exit 37");
+    let mut pair = world.pair(&world.known_hosts());
+    told("SSH and SMB answer");
+    let (ending, said) = pair.run("exit 37");
     assert_eq!(ending, Ending::Exited(37), "{said}\n{}", pair.standin.console());
     told("first login");
 
     // The shares, as the stand-in's profile has them mounted.
-    let profile = Profile::built_in("standin").unwrap();
-    for drive in &profile.drives {
-        let line = profile.mount(drive, CONTROLLER, &pair.account);
-        let (ending, said) = over_ssh(&mut pair.controller, &line);
+    let profile = pair.plan.profile.clone();
+    for (_, line) in pair.plan.clone().mount_lines() {
+        let (ending, said) = pair.run(&line);
         assert_eq!(ending, Ending::Exited(0), "{said}\n{}", pair.standin.console());
     }
-    let (ending, said) = over_ssh(&mut pair.controller, &profile.probe(&profile.drives[1], "nonce"));
+    let (ending, said) = pair.run(&profile.probe(&profile.drives[1], "nonce"));
     assert_eq!(ending, Ending::Exited(0), "{said}");
     told("shares mounted");
 
-    let (ending, said) = over_ssh(&mut pair.controller, &profile.command.start);
+    let (ending, said) = pair.run(&profile.command.start);
     assert_eq!((ending, said), (Ending::Exited(0), format!("hello {odd}\n")));
-    let (ending, said) = over_ssh(&mut pair.controller, "echo made > /xchg/out && sync && exit 3");
+    let (ending, said) = pair.run("echo made > /xchg/out && sync && exit 3");
     assert_eq!(ending, Ending::Exited(3), "{said}");
     assert_eq!(fs::read_to_string(world.exchange().join("out")).unwrap(), "made\n");
     told("commands run");
     // The store is not to be written, and there is nothing in it that is not an input.
-    let (ending, _) = over_ssh(&mut pair.controller, "echo no > /nix/store/aaa-tool/new");
+    let (ending, _) = pair.run("echo no > /nix/store/aaa-tool/new");
     assert_ne!(ending, Ending::Exited(0));
-    let (_, said) = over_ssh(&mut pair.controller, "ls /nix/store");
+    let (_, said) = pair.run("ls /nix/store");
     assert_eq!(said, "aaa-tool\n");
     // Without the password there is no way in.
     let wrong = format!(
         "mount -t cifs //192.168.0.2/xchg /tmp -o {}",
-        shares::smb_options(CONTROLLER, &samba::Account::new("nixbld").unwrap(), false)
+        shares::smb_options(controller::ADDRESS, &samba::Account::new("nixbld").unwrap(), false)
     );
-    let (ending, said) = over_ssh(&mut pair.controller, &wrong);
+    let (ending, said) = pair.run(&wrong);
     assert_ne!(ending, Ending::Exited(0), "{said}");
     // No way out of the wire either: nobody has any other address.
-    let (ending, _) = over_ssh(&mut pair.controller, "nc -w 1 10.0.2.2 80 < /dev/null");
+    let (ending, _) = pair.run("nc -w 1 10.0.2.2 80 < /dev/null");
     assert_ne!(ending, Ending::Exited(0));
 
     pair.controller.must(What::PowerOff);
@@ -271,8 +239,68 @@ fn a_guest_with_another_key_is_not_logged_into() {
     // The client's own public key, which is a good one, and not the guest's.
     let other = fs::read_to_string(world.images.join("key.pub")).unwrap();
     let mut pair = world.pair(format!("192.168.0.1 {other}").as_bytes());
-    pair.answers(GUEST, 22, "SSH-");
-    let (ending, said) = over_ssh(&mut pair.controller, "true");
+    let (ending, said) = pair.run("true");
     assert_eq!(ending, Ending::Exited(255));
     assert!(said.contains("REMOTE HOST IDENTIFICATION HAS CHANGED"), "{said}");
+}
+
+/// A file system of its own, which goes with this.
+struct Limited {
+    place: PathBuf,
+}
+
+impl Limited {
+    fn new(place: PathBuf, size: &str) -> Result<Self, String> {
+        let options = format!("size={size}");
+        nix::mount::mount(Some("tmpfs"), &place, Some("tmpfs"), nix::mount::MsFlags::empty(), Some(options.as_str()))
+            .map_err(|errno| format!("no file system of limited size can be mounted here: {errno}"))?;
+        Ok(Self { place })
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.place, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// The hole: with a client's cache on, a guest's tools report lost writes as done. Two protections: shares that are written
+/// have no such cache, and the host looks itself. On the other wire, so that it has its turn.
+#[test]
+fn a_full_exchange_is_noticed_whatever_the_guest_says() {
+    let world = match World::new() {
+        Ok(world) => world,
+        Err(reason) => return skip(&reason),
+    };
+    let _limited = match Limited::new(world.exchange(), "2m") {
+        Ok(limited) => limited,
+        Err(reason) => return skip(&reason),
+    };
+    let switch = wire::Switch::start(Path::new("vde_switch"), world.folder.path(), wire::SWITCH_PATIENCE);
+    let switch = match switch {
+        Ok(switch) => switch,
+        Err(error) => return skip(&error.to_string()),
+    };
+    shares::exchange::check_limited(&world.exchange(), 2 << 20).unwrap();
+    let watch = shares::exchange::Watch::begin(&world.exchange()).unwrap();
+    let mut pair = Pair::start(&world, &world.exchange(), &world.known_hosts(), Wire::Switch(switch));
+
+    let profile = pair.plan.profile.clone();
+    let line = profile.mount(&profile.drives[1], controller::ADDRESS, &pair.plan.account);
+    let fill = "dd if=/dev/zero of=/xchg/big bs=64k count=100 2>/dev/null; echo x > /xchg/small && sync";
+    // With the protection off.
+    let (ending, said) = pair.run(&line.replace("cache=none", "cache=loose"));
+    assert_eq!(ending, Ending::Exited(0), "{said}");
+    let (ending, said) = pair.run(&format!("{fill}; s=$?; umount /xchg; exit $s"));
+    assert_eq!((ending, said.as_str()), (Ending::Exited(0), ""), "the guest believes it");
+    assert_eq!(fs::read(world.exchange().join("small")).unwrap(), b"", "and it is lost");
+    // With it on.
+    let (ending, said) = pair.run(&line);
+    assert_eq!(ending, Ending::Exited(0), "{said}");
+    let (ending, said) = pair.run(fill);
+    assert_ne!(ending, Ending::Exited(0), "{said}");
+    // And though there is room again by now, what the guest said is not to be believed.
+    fs::remove_file(world.exchange().join("big")).unwrap();
+    let error = watch.end().unwrap_err().to_string();
+    assert!(error.contains("ran full"), "{error}");
 }

@@ -138,8 +138,9 @@ mod x86 {
         let failed = |doing: &'static str| move |error: io::Error| format!("{doing}: {error}");
         // Declared before the machine, so that it outlives it.
         let memory = Mapping::new(MEMORY, None).map_err(failed("memory for it"))?;
+        let begin = memory.at.as_ptr().wrapping_add(BEGIN);
         // SAFETY: the program ends far below the end of the memory, which nobody else has yet.
-        unsafe { ptr::copy_nonoverlapping(PROGRAM.as_ptr(), memory.at.as_ptr().add(BEGIN), PROGRAM.len()) };
+        unsafe { ptr::copy_nonoverlapping(PROGRAM.as_ptr(), begin, PROGRAM.len()) };
         // SAFETY: the kind of the machine, 0, is a number.
         let machine = unsafe { ask(device, KVM_CREATE_VM, 0) }.map(owned).map_err(failed("making it"))?;
         // Old processors of Intel want three pages for real mode; others do not know the request.
@@ -185,9 +186,10 @@ mod x86 {
             }
         }
         let took = began.elapsed();
+        let reason = state.at.as_ptr().wrapping_add(8).cast::<u32>();
         // SAFETY: the reason of the exit lies at 8 in struct kvm_run, which is longer than that; the kernel writes it only
         // while the processor runs.
-        let reason = unsafe { state.at.as_ptr().add(8).cast::<u32>().read_volatile() };
+        let reason = unsafe { reason.read_volatile() };
         if reason != KVM_EXIT_IO {
             return Err(format!("it stopped for another reason than its word (exit reason {reason})"));
         }

@@ -184,6 +184,20 @@ impl Conversation {
         limit: Duration,
         output: &mut dyn FnMut(bool, &[u8]),
     ) -> Result<Ending, ConversationError> {
+        self.run_beside(run, limit, output, &mut |_| ())
+    }
+
+    /// Like [`Self::run`] while other programs run: what is not of this one goes to `other`, the end of a server too.
+    ///
+    /// # Errors
+    /// If the request could not be sent at all.
+    pub fn run_beside(
+        &mut self,
+        run: RunRequest,
+        limit: Duration,
+        output: &mut dyn FnMut(bool, &[u8]),
+        other: &mut dyn FnMut(Report),
+    ) -> Result<Ending, ConversationError> {
         let number = self.ask(What::Run(run), limit)?;
         let deadline = Instant::now() + limit;
         loop {
@@ -192,7 +206,7 @@ impl Conversation {
                 Ok(Report::Ended { number: of, ending }) if of == number => return Ok(ending),
                 Ok(Report::Failed { number: of, why }) if of == number => return Ok(Ending::NotStarted(why)),
                 Ok(Report::Died { why }) => return Ok(Ending::NoStatus(format!("its agent gave up: {why}"))),
-                Ok(_) => {}
+                Ok(report) => other(report),
                 Err(error) => return Ok(Ending::NoStatus(error.to_string())),
             }
         }

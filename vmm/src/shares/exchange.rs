@@ -88,8 +88,11 @@ pub fn check_limited(directory: &Path, limit: u64) -> Result<(), ExchangeError> 
 #[derive(Debug)]
 pub struct Watch {
     directory: PathBuf,
-    watcher: Option<(Sender<()>, JoinHandle<Result<Room, ExchangeError>>)>,
+    watcher: Option<Watcher>,
 }
+
+/// Ends when its sender is dropped, and tells the least that it saw.
+type Watcher = (Sender<()>, JoinHandle<Result<Room, ExchangeError>>);
 
 impl Watch {
     /// From now on.
