@@ -395,7 +395,13 @@ pub const SETTINGS: &[Setting] = &[
         "machines",
         "What runs virtual machines: the kernel's KVM, slow emulation, or what is there; the result names it.",
     ),
-    setting("vm-qemu", Kind::Path, "\"\"", "machines", "The QEMU of virtual machines; without one it is looked for in PATH."),
+    setting(
+        "vm-qemu",
+        Kind::Path,
+        "\"\"",
+        "machines",
+        "The QEMU of virtual machines; without one it is looked for in PATH.",
+    ),
     setting(
         "vm-kernel",
         Kind::Path,
@@ -410,5 +416,11 @@ pub const SETTINGS: &[Setting] = &[
         "machines",
         "The first process of guests, a static program; without one it is `anchorhold-agent` beside this program.",
     ),
-    setting("vm-memory", Kind::Size, "\"1G\"", "machines", "The memory of a virtual machine that does not ask for other."),
+    setting(
+        "vm-memory",
+        Kind::Size,
+        "\"1G\"",
+        "machines",
+        "The memory of a virtual machine that does not ask for other.",
+    ),
 ];
