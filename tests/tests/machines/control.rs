@@ -49,17 +49,9 @@ fn a_machine_ends_with_the_one_who_holds_it() {
     assert!(is_alive(process));
     drop(machine);
     assert!(!is_alive(process));
-    // And when nobody is left who could drop it.
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let machine = guest.start(&world);
-            sender.send(machine.process_id()).unwrap();
-            // A holder that dies without a word, as one that is killed.
-            Box::leak(Box::new(machine));
-        });
-    });
-    let process = receiver.recv().unwrap();
+    // And when the thread ends that started it, though nobody drops it.
+    let left = std::thread::scope(|scope| scope.spawn(|| guest.start(&world)).join().unwrap());
+    let process = left.process_id();
     let begun = Instant::now();
     while is_alive(process) {
         assert!(begun.elapsed() < PATIENCE, "QEMU outlived the thread that started it");
