@@ -112,8 +112,8 @@ mod tests {
         let prepared = Prepared {
             qemu: "/usr/bin/qemu-system-x86_64".into(),
             kernel: "/cache/kernel.elf".into(),
-            order: "/work/order".into(),
-            result: "/work/result".into(),
+            order: "/scratch/order".into(),
+            result: "/scratch/result".into(),
             accelerator: Accelerator::Tcg,
         };
         let made = room(parts(&prepared));
