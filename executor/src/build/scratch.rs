@@ -44,7 +44,7 @@ impl Scratch {
     /// # Errors
     /// What the file system says, with what was being done.
     pub fn create(builds: &Path, owner: Owner) -> io::Result<Self> {
-        let held = open_builds(builds)?;
+        let held = open_builds(builds, owner)?;
         loop {
             let name = random_name()?;
             match rustix::fs::mkdirat(&held, &name, Mode::from_raw_mode(0o711)) {
@@ -198,7 +198,7 @@ pub fn sweep(builds: &Path) -> io::Result<usize> {
 }
 
 /// Opens `builds`, making it when it is not there, and makes sure that nobody but us may write it.
-fn open_builds(builds: &Path) -> io::Result<OwnedFd> {
+fn open_builds(builds: &Path, owner: Owner) -> io::Result<OwnedFd> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -216,13 +216,14 @@ fn open_builds(builds: &Path) -> io::Result<OwnedFd> {
             ),
         ));
     }
-    check_way(builds)?;
+    check_way(builds, owner)?;
     Ok(held)
 }
 
 /// Makes sure that nobody but us and the superuser may put another directory at this path: whoever can exchange one on the
-/// way gets the builds that are made there (CVE-2025-52991).
-fn check_way(builds: &Path) -> io::Result<()> {
+/// way gets the builds that are made there (CVE-2025-52991). The builder's own id does no harm: a Nix that hands a build over gives it
+/// the directory, and who has the id is in the room.
+fn check_way(builds: &Path, owner: Owner) -> io::Result<()> {
     let refused = |place: &Path, why: &str, remedy: &str| {
         io::Error::new(
             io::ErrorKind::PermissionDenied,
@@ -243,7 +244,8 @@ fn check_way(builds: &Path) -> io::Result<()> {
             ));
         }
         // In a user namespace, what belongs to the users outside is shown as nobody's: they are not among those inside.
-        if ![0, us, OVERFLOW_UID].contains(&found.st_uid) {
+        let builder = owner.map_or(us, |(uid, _)| uid);
+        if ![0, us, builder, OVERFLOW_UID].contains(&found.st_uid) {
             return Err(refused(
                 place,
                 &format!("belongs to the user {}", found.st_uid),
