@@ -107,7 +107,7 @@ E
         nix-build /tmp/fixed.nix --no-out-link --argstr hash "$got" --check
         nix-build /tmp/fixed.nix --no-out-link --argstr hash "$got" --check --option external-builders "$networked" \
             > /tmp/said 2>&1 && exit 1
-        said 'the program pasta'
+        said 'network: '
         said '--option network none'
         build 0 'echo > $out' --option external-builders "$networked"
         build 0 'echo > $out' --option external-builders "$networked" --check

@@ -24,7 +24,7 @@ pub struct Parts {
     pub kernel: Kernel,
     pub elf: PathBuf,
     pub agent: PathBuf,
-    _scratch: Option<tempfile::TempDir>,
+    _scratch: tempfile::TempDir,
 }
 
 /// Finds the parts, or says why the test cannot run.
@@ -39,14 +39,11 @@ pub fn parts() -> Result<Parts, String> {
     let kernel = Kernel::first_of(&places).map_err(|error| error.to_string())?;
     // Beside the kernel, where whoever made it keeps it; others who find nothing there take it out for themselves.
     let beside = kernel.image.parent().unwrap_or(Path::new("/"));
-    let (elf, scratch) = match kernel.extracted(beside) {
-        Ok(elf) => (elf, None),
-        Err(_) => {
-            let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
-            (kernel.extracted(scratch.path()).map_err(|error| error.to_string())?, Some(scratch))
-        }
-    };
-    Ok(Parts { kernel, elf, agent: agent()?, _scratch: scratch })
+    let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let elf =
+        kernel.extracted(beside).or_else(|_| kernel.extracted(scratch.path())).map_err(|error| error.to_string())?;
+    let agent = without_debug_information(&agent()?, scratch.path())?;
+    Ok(Parts { kernel, elf, agent, _scratch: scratch })
 }
 
 /// The agent: named, or beside the program, or beside the tests.
@@ -57,6 +54,17 @@ fn agent() -> Result<PathBuf, String> {
     let beside_us = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.parent()?.join(agent::FILE_NAME)));
     let found = named.into_iter().chain(beside_program).chain(beside_us).find(|path| path.is_file());
     found.ok_or_else(|| "the agent is not built: cargo build -p anchorhold-agent".to_owned())
+}
+
+/// A debug build's agent is mostly about itself: 70 MB, more than a small guest has room for when it unpacks them.
+fn without_debug_information(agent: &Path, into: &Path) -> Result<PathBuf, String> {
+    let stripped = into.join(agent::FILE_NAME);
+    let output = Command::new("strip").arg("-o").arg(&stripped).arg(agent).output();
+    match output {
+        Ok(output) if output.status.success() => Ok(stripped),
+        Ok(output) => Err(format!("strip of the agent: {}", String::from_utf8_lossy(&output.stderr))),
+        Err(error) => Err(format!("strip, of binutils, does not run: {error}")),
+    }
 }
 
 /// A machine, which goes when this is dropped.

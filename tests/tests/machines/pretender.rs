@@ -100,9 +100,12 @@ fn soon() -> Wait {
     Wait::new("what never comes", PATIENCE)
 }
 
+/// It may fail as soon as it is told to go, or later.
 #[track_caller]
-fn fails(machine: &mut Machine, class: FailureClass, words: &str) {
-    let failure = wait(machine, &soon(), |_, _| Verdict::<()>::GoOn).unwrap_err();
+fn fails(pretender: &Pretender, class: FailureClass, words: &str) {
+    let mut machine = pretender.try_start(PATIENCE).unwrap();
+    let later = |machine: &mut Machine| wait(machine, &soon(), |_, _| Verdict::<()>::GoOn).unwrap_err();
+    let failure = machine.go().err().unwrap_or_else(|| later(&mut machine));
     assert_eq!(failure.class, class, "{failure}");
     assert!(failure.to_string().contains(words), "{failure}");
 }
@@ -122,25 +125,29 @@ fn a_qemu_that_says_nothing_is_silent_and_one_that_says_nonsense_has_failed() {
     assert_eq!(failure.class, FailureClass::QemuFailed);
     assert!(failure.what.contains("no QMP"), "{failure}");
 
-    let mut machine = Pretender::new("say nonsense").start();
-    fails(&mut machine, FailureClass::QemuFailed, "not JSON");
+    fails(&Pretender::new("say nonsense"), FailureClass::QemuFailed, "not JSON");
 }
 
 #[test]
 fn a_qemu_that_ends_with_an_error_has_failed_in_its_own_words() {
-    let mut machine = Pretender::new("echo 'virtio: zero sized buffers' >&2; exit 1").start();
-    fails(&mut machine, FailureClass::QemuFailed, "zero sized buffers");
+    fails(
+        &Pretender::new("echo 'virtio: zero sized buffers' >&2; exit 1"),
+        FailureClass::QemuFailed,
+        "zero sized buffers",
+    );
     // And with 0, without a word of why, there is no status either.
-    let mut machine = Pretender::new("exit 0").start();
-    fails(&mut machine, FailureClass::QemuFailed, "exit status 0");
+    fails(&Pretender::new("exit 0"), FailureClass::QemuFailed, "exit status 0");
 }
 
 #[test]
 fn a_disk_that_fails_under_a_machine_is_told() {
     let event = r#"{"event": "BLOCK_IO_ERROR", "data": {"device": "d", "operation": "write", "action": "ACTION", "nospace": FULL, "reason": "No space left on device"}}"#;
     let say = |action: &str, full: &str| format!("say '{}'", event.replace("ACTION", action).replace("FULL", full));
-    let mut machine = Pretender::new(&say("stop", "true")).start();
-    fails(&mut machine, FailureClass::DiskError, "write of a disk failed: No space left on device");
+    fails(
+        &Pretender::new(&say("stop", "true")),
+        FailureClass::DiskError,
+        "write of a disk failed: No space left on device",
+    );
     // What the guest is told of, it may know what to do with.
     let mut machine = Pretender::new(&say("report", "false")).start();
     let waited = Wait::new("nothing", Duration::from_millis(300));

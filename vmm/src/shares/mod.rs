@@ -88,11 +88,12 @@ pub fn smb(
 }
 
 /// The options of mount(8) for such a share, for a guest that is asked through a shell. `ip` is for kernels without
-/// mount.cifs, which would have looked the name up.
+/// mount.cifs, which would have looked the name up. Handles are closed when they are closed and directories kept by none:
+/// Linux 6.1 otherwise finds them busy when the share is unmounted, which is a BUG that stops the guest.
 pub fn smb_options(server: Ipv4Addr, account: &samba::Account, read_only: bool) -> String {
     let cache = if read_only { "cache=loose,actimeo=60" } else { "cache=none" };
     format!(
-        "ip={server},username={},password={},vers=3.1.1,nobrl,mfsymlinks,{cache}",
+        "ip={server},username={},password={},vers=3.1.1,nobrl,mfsymlinks,nohandlecache,closetimeo=0,{cache}",
         account.name(),
         account.password()
     )
