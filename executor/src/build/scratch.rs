@@ -53,10 +53,12 @@ impl Scratch {
                 Err(errno) => return Err(said("making a directory in", builds, errno)),
             }
             let path = builds.join(&name);
-            let say = |doing| move |errno| said(doing, &path.clone(), errno);
-            let directory = rustix::fs::openat(&held, &name, DIRECTORY, Mode::empty()).map_err(say("opening"))?;
-            let path = builds.join(&name);
-            // A sweep may have come between: then it had the lock, and the name is gone.
+            // A sweep may come between each of these: then it had the lock, and the name is gone or about to be.
+            let directory = match rustix::fs::openat(&held, &name, DIRECTORY, Mode::empty()) {
+                Ok(directory) => directory,
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(said("opening", &path, errno)),
+            };
             match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => continue,
@@ -311,5 +313,26 @@ mod tests {
         // It fires on a writer that goes by the path.
         std::fs::write(scratch.build().join(".attrs.json"), "owned").unwrap();
         assert_eq!(std::fs::read_to_string(&canary).unwrap(), "owned");
+    }
+
+    #[test]
+    fn sweeps_at_any_moment_take_nothing_that_is_being_made() {
+        let place = tempfile::tempdir().unwrap();
+        let builds = place.path().join("builds");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let sweeper = scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    sweep(&builds).unwrap();
+                }
+            });
+            for number in 0..500 {
+                let made = Scratch::create(&builds, None).map(|scratch| scratch.write("file", b"").map(|()| scratch));
+                assert!(matches!(made, Ok(Ok(_))), "{number}: {made:?}");
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            sweeper.join().unwrap();
+        });
+        assert_eq!(std::fs::read_dir(&builds).unwrap().count(), 0);
     }
 }
