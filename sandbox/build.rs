@@ -56,7 +56,10 @@ fn generate(machine: &policy::Machine) -> String {
                         format!("Some(Show {{ arg: {arg}, notation: Notation::{notation:?} }})")
                     }
                 };
-                write(format_args!("Some(Recorded {{ errno: {errno}, show: {show}, hint: {hint:?} }}),\n"));
+                write(format_args!(
+                    "Some(Recorded {{ errno: {errno}, show: {show}, hint: {hint:?}, made: {} }}),\n",
+                    row.made
+                ));
             }
             _ => write(format_args!("None,\n")),
         }
@@ -76,5 +79,6 @@ fn generate(machine: &policy::Machine) -> String {
         write(format_args!("({key:?}, {name:?}),\n"));
     }
     write(format_args!("];\n"));
+    write(format_args!("pub(super) const NATIVE: u32 = {:?};\n", machine.native.audit));
     source
 }

@@ -114,6 +114,8 @@ pub struct Site<'a> {
     pub pasta: Option<Pasta>,
     /// The warden's word that the network is made, with the network; held by the room's first process.
     pub bridge: Option<Hatch>,
+    /// The root of the room's POSIX message queues, until Landlock has its rule about them.
+    pub queues: Option<OwnedFd>,
     /// The way to the supervisor.
     pub hatch: Option<Rc<Hatch>>,
     /// What is told to the supervisor.
@@ -145,6 +147,7 @@ impl<'a> Site<'a> {
             cgroup: None,
             pasta: None,
             bridge: None,
+            queues: None,
             hatch: None,
             notes: Vec::new(),
             listener: None,

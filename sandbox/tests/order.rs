@@ -1,7 +1,8 @@
 //! The order that the kernel forces, whatever else a plan holds. Each test is named by its reason.
 
 use anchorhold_sandbox::layers::{
-    Action, capabilities, descriptors, devices, identity, keyring, limits, namespaces, network, proc, process, root,
+    Action, capabilities, descriptors, devices, identity, keyring, landlock, limits, namespaces, network, proc,
+    process, root,
 };
 use anchorhold_sandbox::plan::{Place, Stage};
 use anchorhold_sandbox::room::{Entry, Outside, Profile};
@@ -69,7 +70,7 @@ fn mounts_something(action: &Action) -> bool {
                 | root::Action::SealRoot { .. }
         ),
         Action::Devices(action) => !matches!(action, devices::Action::Link { .. }),
-        Action::Proc(_) => true,
+        Action::Proc(_) | Action::Landlock(landlock::Action::Queues) => true,
         _ => false,
     }
 }
@@ -380,7 +381,7 @@ fn no_new_privileges_is_set_before_landlock_which_needs_it_without_capabilities(
     for order in plans() {
         order.before(
             |action| matches!(action, Action::Capabilities(capabilities::Action::NoNewPrivileges)),
-            |action| matches!(action, Action::Landlock(_)),
+            |action| matches!(action, Action::Landlock(landlock::Action::Restrict { .. })),
         );
     }
 }

@@ -22,6 +22,7 @@ pub fn answer(words: &[&str]) -> Option<Answer> {
         ["arguments", ..] => Ok(std::env::args().collect::<Vec<_>>().join(" ")),
         ["directory"] => std::env::current_dir().map_err(errno).map(|path| path.display().to_string()),
         ["signal-masks"] => signal_masks(),
+        ["message-queue"] => message_queue(),
         ["address-of-stack"] => {
             let here = 0u8;
             Ok(format!("{:p}", &raw const here))
@@ -64,6 +65,20 @@ fn ids() -> String {
         nix::unistd::getegid(),
         groups.join(",")
     )
+}
+
+/// Sends itself a message by a POSIX queue of a name.
+fn message_queue() -> Answer {
+    use nix::mqueue::{MQ_OFlag, MqAttr, mq_open, mq_receive, mq_send, mq_unlink};
+    let name = c"/anchorhold-probe";
+    let flags = MQ_OFlag::O_CREAT | MQ_OFlag::O_EXCL | MQ_OFlag::O_RDWR;
+    let size = MqAttr::new(0, 1, 64, 0);
+    let queue = mq_open(name, flags, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR, Some(&size))?;
+    mq_send(&queue, b"word", 1)?;
+    let mut heard = [0; 64];
+    let length = mq_receive(&queue, &mut heard, &mut 0)?;
+    mq_unlink(name)?;
+    Ok(String::from_utf8_lossy(&heard[..length]).into_owned())
 }
 
 fn status(key: &str) -> Answer {

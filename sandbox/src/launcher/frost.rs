@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::Pid;
 
-use super::visit::{start_time, stat_field};
+use super::doors::{start_time, stat_field};
 use crate::error::Error;
 use crate::layers::cgroup::Freezer;
 use crate::sys::process::{self, Forked, close_all_but, exit_now, pidfd_open, pidfd_signal};

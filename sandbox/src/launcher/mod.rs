@@ -5,19 +5,22 @@
 //! of the plan and becomes the payload. A step that only the supervisor can do is handed over by message and waited for.
 
 mod clock;
+mod doors;
 mod frost;
 mod init;
 mod inside;
 mod message;
 mod pump;
 mod signals;
+mod sockets;
 mod supervisor;
 mod visit;
 mod warden;
 mod watch;
 
+pub use doors::Resident;
 pub(crate) use message::{Hatch, Report};
-pub use visit::{Resident, Visit, Visited};
+pub use visit::{Visit, Visited};
 
 use std::io;
 

@@ -14,6 +14,7 @@ use super::inside::do_step;
 use super::message::{Answer, Hatch, Report};
 use super::pump::Pump;
 use super::signals::Signals;
+use super::sockets::Sockets;
 use super::watch::{Stop, Watch};
 use super::{Options, Sink, warden};
 use crate::error::{Error, StepFailure};
@@ -95,9 +96,11 @@ pub fn run(plan: &Plan, options: Options, sink: &mut dyn Sink) -> Result<Outcome
     clock.lap("go");
 
     let mut recorder = listener.map(Recorder::new);
+    let first = room.first.as_ref().map(|(pid, _)| *pid);
     let watch = Watch {
         plan,
         recorder: recorder.as_mut(),
+        sockets: first.map(|first| Sockets::new(&plan.room, first, site.cgroup.as_ref())),
         pasta: site.pasta.as_mut(),
         signals,
         pump,

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use super::Sink;
 use super::pump::{self, Pump, Read};
 use super::signals::{RawTerminal, Signals};
+use super::sockets::Sockets;
 use super::supervisor::{Processes, ran_out_of_memory};
 use crate::error::Error;
 use crate::layers::cgroup::Cgroup;
@@ -35,6 +36,8 @@ pub struct Watch<'a> {
     pub pump: Pump,
     pub cgroup: Option<&'a Cgroup>,
     pub recorder: Option<&'a mut Recorder>,
+    /// Who makes the sockets that 32-bit programs ask for; where there is a recorder.
+    pub sockets: Option<Sockets<'a>>,
     pub pasta: Option<&'a mut Pasta>,
     pub sink: &'a mut dyn Sink,
     pub begun: Instant,
@@ -173,9 +176,9 @@ impl Watch<'_> {
                 },
                 Waited::Keyboard => self.type_in(),
                 Waited::Refusals => {
-                    if let Some(recorder) = &mut self.recorder {
+                    if let (Some(recorder), Some(sockets)) = (&mut self.recorder, &mut self.sockets) {
                         recorder
-                            .answer()
+                            .answer(sockets)
                             .map_err(|error| Error::supervisor("answering the filter's refusals", error))?;
                     }
                 }

@@ -1,7 +1,7 @@
 //! Descriptors 0, 1 and 2 and no other; a session of its own; no controlling terminal, or one that was made for the room.
 
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -119,10 +119,14 @@ pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
         }
         Action::ControllingTerminal => site.sys.set_controlling_terminal()?,
         Action::CloseOthers { report } => {
-            let kept: Vec<_> = site.hatch.iter().map(|hatch| hatch.as_fd()).collect();
+            // The queues go before the payload comes: with Landlock's step, and with exec should there be none.
+            let queues = site.queues.as_ref().map(AsFd::as_fd);
+            let kept: Vec<_> = site.hatch.iter().map(|hatch| hatch.as_fd()).chain(queues).collect();
             site.sys.close_others(&kept)?;
             if *report {
-                let open: Vec<_> = site.sys.open_descriptors()?.iter().map(ToString::to_string).collect();
+                let queues = queues.map(|queues| queues.as_raw_fd() as u32);
+                let open = site.sys.open_descriptors()?;
+                let open: Vec<_> = open.iter().filter(|one| Some(**one) != queues).map(ToString::to_string).collect();
                 site.note(Layer::Descriptors, "open", open.join(" "));
             }
         }

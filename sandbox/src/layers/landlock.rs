@@ -7,6 +7,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
 use serde::Serialize;
 
 use super::Layer;
@@ -16,6 +17,7 @@ use crate::plan::{Draft, Stage};
 use crate::room::{Entry, Room};
 use crate::seal::{Finding, View};
 use crate::site::{Outcome, Site};
+use crate::sys::MountFlags;
 
 /// From this version on there are scopes (Linux 6.12).
 pub const SCOPES_FROM: u32 = 6;
@@ -36,6 +38,9 @@ pub enum Allowed {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
+    /// Takes hold of the room's own POSIX message queues. They lie on a mount that is in nobody's tree, so no rule about a path would
+    /// allow them: mq_overview(7).
+    Queues,
     /// One ruleset, enforced.
     Restrict {
         /// Version of the interface.
@@ -47,7 +52,9 @@ pub enum Action {
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Restrict { abi, files } = self;
+        let Self::Restrict { abi, files } = self else {
+            return f.write_str("take hold of the room's own message queues, for a rule that allows them");
+        };
         write!(f, "restrict by Landlock, interface {abi}: ")?;
         if *abi >= SCOPES_FROM {
             f.write_str("no signals and no abstract sockets out of the room; ")?;
@@ -95,6 +102,10 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
     }
     let mut files = Vec::new();
     if room.landlock_files() {
+        // Without an IPC namespace they are the host's.
+        if room.has(Layer::Namespaces) {
+            draft.add(Stage::Devices, Action::Queues);
+        }
         files.push(("/".into(), Allowed::Read));
         files.push(("/proc".into(), Allowed::WriteExisting));
         files.push(("/dev".into(), Allowed::WriteExisting));
@@ -118,8 +129,17 @@ pub(super) fn plan(room: &Room, host: &Host, draft: &mut Draft) -> Result<(), Re
     Ok(())
 }
 
-pub(super) fn apply(Action::Restrict { abi, files }: &Action, site: &mut Site<'_>) -> Outcome {
-    let status = site.sys.landlock(*abi, files)?;
+pub(super) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
+    let Action::Restrict { abi, files } = action else {
+        site.queues = match site.sys.new_filesystem("mqueue", &[], MountFlags::PLAIN) {
+            Ok(queues) => Some(queues),
+            // A kernel without them.
+            Err(Errno::ENODEV) => None,
+            Err(errno) => return Err(errno.into()),
+        };
+        return Ok(());
+    };
+    let status = site.sys.landlock(*abi, files, site.queues.take())?;
     site.note(Layer::Landlock, "interface", abi.to_string());
     site.note(Layer::Landlock, "ruleset", status);
     site.note(Layer::Landlock, "file-rules", files.len().to_string());

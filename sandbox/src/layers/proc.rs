@@ -25,8 +25,19 @@ use crate::sys::MountFlags;
 /// Files that name the host's hardware and state, or leak addresses and keys, and that everybody may open. They read as empty. proc(5);
 /// security-probes 3.2 and nix-sandbox H27 say who reads what there. What only repeats the load that `/proc/stat` shows
 /// anyway is not among them: each cover costs a mount.
-pub const EMPTY_FILES: [&str; 10] =
-    ["diskstats", "interrupts", "iomem", "ioports", "kallsyms", "key-users", "keys", "locks", "modules", "partitions"];
+pub const EMPTY_FILES: [&str; 11] = [
+    "diskstats",
+    "dma",
+    "interrupts",
+    "iomem",
+    "ioports",
+    "kallsyms",
+    "key-users",
+    "keys",
+    "locks",
+    "modules",
+    "partitions",
+];
 
 /// Files that today's kernels show to their own uid 0 only, which no id of a room ever is. Covered where that is not so.
 pub const ROOT_FILES: [&str; 13] = [

@@ -1,5 +1,6 @@
 //! Landlock through its crate.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use landlock::{
@@ -24,7 +25,7 @@ pub fn version() -> u32 {
 ///
 /// # Errors
 /// The kernel's answer; ENOENT for a rule about a path that is not there is no error, there is nothing to allow.
-pub(super) fn restrict(abi: u32, files: &[(PathBuf, Allowed)]) -> Result<String> {
+pub(super) fn restrict(abi: u32, files: &[(PathBuf, Allowed)], queues: Option<OwnedFd>) -> Result<String> {
     let abi_known = ABI::from(abi as i32);
     let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     if !files.is_empty() {
@@ -44,6 +45,9 @@ pub(super) fn restrict(abi: u32, files: &[(PathBuf, Allowed)]) -> Result<String>
         };
         let access = if is_directory { of_everything } else { of_everything & AccessFs::from_file(abi_known) };
         created = created.add_rule(PathBeneath::new(opened, access)).map_err(errno)?;
+    }
+    if let (Some(queues), false) = (queues, files.is_empty()) {
+        created = created.add_rule(PathBeneath::new(queues, AccessFs::from_all(abi_known))).map_err(errno)?;
     }
     // no_new_privs is a layer's own step, and a room without that layer has the capability that is needed instead.
     let status = created.no_new_privs(false).restrict_self().map_err(errno)?;

@@ -17,6 +17,7 @@ pub mod process;
 #[cfg(test)]
 pub mod recorder;
 pub mod seccomp;
+pub mod socket;
 pub mod tied;
 
 use std::cell::OnceCell;
@@ -129,8 +130,9 @@ pub trait Sys {
     /// readlinkat(2) of the link that a descriptor stands for.
     fn read_link(&self, fd: BorrowedFd<'_>) -> Result<OsString>;
 
-    /// Enforces a Landlock ruleset of this interface version; what the kernel did, in words.
-    fn landlock(&self, abi: u32, files: &[(PathBuf, Allowed)]) -> Result<String>;
+    /// Enforces a Landlock ruleset of this interface version, which allows everything below the root of the message queues where one
+    /// is given; what the kernel did, in words.
+    fn landlock(&self, abi: u32, files: &[(PathBuf, Allowed)], queues: Option<OwnedFd>) -> Result<String>;
     /// setns(2).
     fn join_namespace(&self, namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()>;
     /// `IFF_UP` on loopback of the current network namespace.
@@ -315,8 +317,8 @@ impl Sys for Kernel {
         nix::fcntl::readlinkat(fd, "")
     }
 
-    fn landlock(&self, abi: u32, files: &[(PathBuf, Allowed)]) -> Result<String> {
-        landlock::restrict(abi, files)
+    fn landlock(&self, abi: u32, files: &[(PathBuf, Allowed)], queues: Option<OwnedFd>) -> Result<String> {
+        landlock::restrict(abi, files, queues)
     }
 
     fn join_namespace(&self, namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {

@@ -297,8 +297,9 @@ impl Sys for Recorder {
         }
     }
 
-    fn landlock(&self, abi: u32, files: &[(PathBuf, Allowed)]) -> Result<String> {
-        let rules: Vec<_> = files.iter().map(|(path, allowed)| format!("{} {allowed:?}", path.display())).collect();
+    fn landlock(&self, abi: u32, files: &[(PathBuf, Allowed)], queues: Option<OwnedFd>) -> Result<String> {
+        let named = files.iter().map(|(path, allowed)| format!("{} {allowed:?}", path.display()));
+        let rules: Vec<_> = named.chain(queues.map(|_| "message queues All".into())).collect();
         self.call(format!("landlock {abi}: {}", rules.join(", ")))?;
         Ok("enforced in full".into())
     }

@@ -61,7 +61,39 @@ pub fn still_waiting(listener: BorrowedFd<'_>, id: u64) -> io::Result<bool> {
 
 /// Answers a notification with an errno; the call is not executed. `false` if the sender is gone meanwhile.
 pub fn refuse(listener: BorrowedFd<'_>, id: u64, errno: u16) -> io::Result<bool> {
-    let mut response = libc::seccomp_notif_resp { id, val: 0, error: -i32::from(errno), flags: 0 };
+    send(listener, libc::seccomp_notif_resp { id, val: 0, error: -i32::from(errno), flags: 0 })
+}
+
+/// Answers a notification with the value that the call is to return; it is not executed. `false` if the sender is gone
+/// meanwhile.
+pub fn answer(listener: BorrowedFd<'_>, id: u64, value: i64) -> io::Result<bool> {
+    send(listener, libc::seccomp_notif_resp { id, val: value, error: 0, flags: 0 })
+}
+
+/// Gives the sender of a notification a copy of a descriptor, under the lowest number that it has free: that number, or
+/// `None` if the sender is gone. Linux 5.9.
+///
+/// Errors: `EMFILE` when the sender has as many as it may.
+pub fn add_descriptor(
+    listener: BorrowedFd<'_>,
+    id: u64,
+    descriptor: BorrowedFd<'_>,
+    close_on_exec: bool,
+) -> io::Result<Option<RawFd>> {
+    let request = libc::seccomp_notif_addfd {
+        id,
+        flags: 0,
+        srcfd: descriptor.as_raw_fd() as u32,
+        newfd: 0,
+        newfd_flags: if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 },
+    };
+    // SAFETY: the request's number holds the size of the structure that it reads, and ours is of that size.
+    let number = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw const request) };
+    // EINPROGRESS and the like cannot be: nobody else answers.
+    present(number).map(|present| present.then_some(number))
+}
+
+fn send(listener: BorrowedFd<'_>, mut response: libc::seccomp_notif_resp) -> io::Result<bool> {
     // SAFETY: the request's number holds the size of the structure that it reads, and ours is of that size.
     let answer = unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut response) };
     present(answer)

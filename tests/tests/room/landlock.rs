@@ -49,6 +49,12 @@ fn a_signal_does_not_leave_the_room_even_without_a_pid_namespace() {
 }
 
 #[test]
+fn message_queues_of_the_rooms_own_are_not_in_its_way() {
+    assert_eq!(room().probe(["message-queue"]).line(), "word");
+    assert_eq!(room().without("landlock").probe(["message-queue"]).line(), "word");
+}
+
+#[test]
 fn an_interface_that_the_kernel_lacks_is_refused_when_it_is_required() {
     let refusal = room().with(["--require-landlock", "1000"]).run(["/bin/true"]).refusal();
     assert!(refusal.starts_with("landlock: Landlock (interface 1000 is required"), "{refusal}");

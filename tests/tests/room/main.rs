@@ -21,6 +21,7 @@ mod process;
 mod refusals;
 mod root;
 mod seccomp;
+mod sockets32;
 mod supervision;
 
 use anchorhold_tests::host::Footprint;

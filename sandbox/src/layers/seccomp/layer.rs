@@ -21,8 +21,6 @@ pub enum Action {
     Load {
         /// Whether refusals are recorded.
         record: bool,
-        /// Whether AF_VSOCK is allowed.
-        vsock: bool,
         /// Whether what nested rooms need is allowed.
         nested: bool,
         /// Whether 32-bit programs run.
@@ -32,11 +30,10 @@ pub enum Action {
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Load { record, vsock, nested, compat } = self;
+        let Self::Load { record, nested, compat } = self;
         f.write_str("load the system call filter")?;
         for (on, words) in [
             (*record, ", refusals recorded"),
-            (*vsock, ", vsock allowed"),
             (*nested, ", entering namespaces allowed"),
             (!*compat, ", no 32-bit programs"),
         ] {
@@ -54,7 +51,6 @@ pub(in crate::layers) fn plan(room: &Room, _: &Host, draft: &mut Draft) -> Resul
             Stage::Seccomp,
             Action::Load {
                 record: room.record_refusals(),
-                vsock: room.profile == Profile::Machines,
                 nested: room.profile == Profile::Nested,
                 compat: room.seccomp.compat,
             },
@@ -64,8 +60,8 @@ pub(in crate::layers) fn plan(room: &Room, _: &Host, draft: &mut Draft) -> Resul
 }
 
 pub(in crate::layers) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
-    let Action::Load { record, vsock, nested, compat } = *action;
-    site.listener = site.sys.load_filter(Choices { record, vsock, nested, compat })?;
+    let Action::Load { record, nested, compat } = *action;
+    site.listener = site.sys.load_filter(Choices { record, nested, compat })?;
     let recording = match (record, &site.listener) {
         (true, Some(_)) => "on",
         (true, None) => "impossible here: an outer sandbox listens already, or the kernel is older than 5.0",

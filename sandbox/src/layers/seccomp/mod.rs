@@ -6,7 +6,7 @@
 //!
 //! What the filter does not do, because it cannot: see through pointers. Calls whose meaning lies behind one are refused
 //! where programs have a fallback (`openat2`, `io_uring`), left to another layer (`clone3`: the limits on namespaces), or
-//! left open and said so (`socketcall`, see the table).
+//! done by the supervisor on a copy of what lies there (`socketcall`).
 
 mod choices;
 mod interpret;
@@ -14,6 +14,7 @@ mod layer;
 mod program;
 mod record;
 mod show;
+mod socketcall;
 
 #[cfg(test)]
 mod assemble;
@@ -29,3 +30,4 @@ pub use layer::Action;
 pub(super) use layer::{apply, plan, verify};
 pub use program::{load, program};
 pub use record::{Recorder, Refused};
+pub use socketcall::{SocketMaker, Wanted};

@@ -27,6 +27,9 @@ pub struct Row {
     /// Whether the supervisor counts what this row refuses.
     #[serde(default)]
     pub record: bool,
+    /// Whether the supervisor looks closer at what this row stops, and does itself what the policy allows.
+    #[serde(default)]
+    pub made: bool,
     /// The choice under which the row exists; always, if none.
     pub only: Option<Only>,
     /// The row decides when any of these alternatives holds.
@@ -49,7 +52,6 @@ impl Row {
         match self.only {
             None => true,
             Some(Only::Record) => choices.record,
-            Some(Only::Vsock) => choices.vsock,
             Some(Only::Nested) => choices.nested,
         }
     }
@@ -65,6 +67,9 @@ impl Row {
         }
         if self.record != self.hint.is_some() || (self.show.is_some() && !self.record) {
             return about("`hint` belongs to every recorded row, `show` to no other");
+        }
+        if self.made && !self.record {
+            return about("what the supervisor does itself is handed to it as what it records is");
         }
         if self.record && matches!(self.verdict, Verdict::Allow | Verdict::Enosys) {
             return about("only refusals other than ENOSYS are recorded");
@@ -130,8 +135,6 @@ impl Verdict {
 pub enum Only {
     /// [`Choices::record`]
     Record,
-    /// [`Choices::vsock`]
-    Vsock,
     /// [`Choices::nested`]
     Nested,
 }

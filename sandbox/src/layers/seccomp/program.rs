@@ -7,7 +7,8 @@ use crate::sys::seccomp as sys;
 use std::io;
 use std::os::fd::OwnedFd;
 
-// PROGRAMS, one per combination of choices; ROWS, one per row of the table; NAMES of recorded calls, sorted.
+// PROGRAMS, one per combination of choices; ROWS, one per row of the table; NAMES of recorded calls, sorted; NATIVE, this
+// machine's own architecture as a filter sees it.
 include!(concat!(env!("OUT_DIR"), "/seccomp_programs.rs"));
 
 /// What the supervisor knows about a row whose refusals it answers.
@@ -18,6 +19,18 @@ pub(super) struct Recorded {
     pub show: Option<Show>,
     /// What the person can do about it.
     pub hint: &'static str,
+    /// Whether the supervisor looks closer first.
+    pub made: bool,
+}
+
+/// What the policy says of a call.
+pub(super) enum Judgement {
+    /// It may be made.
+    Allowed,
+    /// This row refuses it.
+    Refused(&'static Recorded),
+    /// Refused, or worse, by what is no recorded row.
+    Unknown,
 }
 
 /// The program to load for a room with these choices. Nothing is compiled at run time: it is a constant.
@@ -53,11 +66,21 @@ pub fn load(choices: Choices) -> io::Result<Option<OwnedFd>> {
 /// It asks the strictest recording program. A looser one differs only in calls that it allows, and those are not
 /// reported, so both find the same row.
 pub(super) fn refusing_row(call: &libc::seccomp_data) -> Option<&'static Recorded> {
-    let strictest = Choices { record: true, vsock: false, nested: false, compat: true };
-    let action = interpret::run(program(strictest), call)?;
-    match action & libc::SECCOMP_RET_ACTION_FULL {
-        libc::SECCOMP_RET_USER_NOTIF => ROWS.get((action & libc::SECCOMP_RET_DATA) as usize)?.as_ref(),
+    match judge(call) {
+        Judgement::Refused(row) => Some(row),
         _ => None,
+    }
+}
+
+/// What the strictest recording program decides about a call, made or not.
+pub(super) fn judge(call: &libc::seccomp_data) -> Judgement {
+    let strictest = Choices { record: true, nested: false, compat: true };
+    let Some(action) = interpret::run(program(strictest), call) else { return Judgement::Unknown };
+    let row = || ROWS.get((action & libc::SECCOMP_RET_DATA) as usize)?.as_ref();
+    match action & libc::SECCOMP_RET_ACTION_FULL {
+        libc::SECCOMP_RET_ALLOW => Judgement::Allowed,
+        libc::SECCOMP_RET_USER_NOTIF => row().map_or(Judgement::Unknown, Judgement::Refused),
+        _ => Judgement::Unknown,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::program::{self, Recorded};
 use super::show::{Notation, Show};
+use super::socketcall::{self, Answer, SocketMaker};
 use crate::sys::seccomp as sys;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,8 @@ const AT_ONCE: usize = 64;
 /// Longest program name in the account; the kernel's are at most 15 bytes, but /proc is read, not trusted.
 const NAME_LENGTH: usize = 32;
 
-/// Refuses, for the room, what its filter reports: every call gets the errno of its row, none is ever let through.
+/// Answers, for the room, what its filter reports: every call gets the errno of its row, or a socket that somebody else
+/// made; none is ever let through.
 ///
 /// The recorder must live as long as the room: when the listener is closed, waiting and later calls of recorded rows
 /// get `ENOSYS` from the kernel. They stay refused either way.
@@ -81,7 +83,7 @@ impl Recorder {
     ///
     /// Errors are the supervisor's own (out of memory) and leave callers waiting: end the room. A caller that died
     /// meanwhile, or a signal to the supervisor, is no error.
-    pub fn answer(&mut self) -> io::Result<()> {
+    pub fn answer(&mut self, maker: &mut dyn SocketMaker) -> io::Result<()> {
         for _ in 0..AT_ONCE {
             let mut polled = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
             match nix::poll::poll(&mut polled, PollTimeout::ZERO) {
@@ -97,7 +99,7 @@ impl Recorder {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
                 Err(error) => return Err(error),
                 Ok(None) => {}
-                Ok(Some(notification)) => self.refuse(&notification)?,
+                Ok(Some(notification)) => self.answer_one(&notification, maker)?,
             }
         }
         Ok(())
@@ -140,12 +142,31 @@ impl Recorder {
         self.others
     }
 
-    fn refuse(&mut self, notification: &libc::seccomp_notif) -> io::Result<()> {
+    fn answer_one(&mut self, notification: &libc::seccomp_notif, maker: &mut dyn SocketMaker) -> io::Result<()> {
         let row = program::refusing_row(&notification.data);
+        if !row.is_some_and(|row| row.made) {
+            return self.refuse(notification, row, &notification.data);
+        }
+        match socketcall::serve(self.listener.as_fd(), notification, maker)? {
+            Answer::Value(value) => sys::answer(self.listener.as_fd(), notification.id, value).map(drop),
+            Answer::Errno(errno) => sys::refuse(self.listener.as_fd(), notification.id, errno as u16).map(drop),
+            Answer::Refused(row, call) => self.refuse(notification, Some(row), &call),
+            Answer::Impossible => self.refuse(notification, row, &notification.data),
+            Answer::Gone => Ok(()),
+        }
+    }
+
+    /// Refuses a call by a row, and counts it under what it asked for.
+    fn refuse(
+        &mut self,
+        notification: &libc::seccomp_notif,
+        row: Option<&'static Recorded>,
+        call: &libc::seccomp_data,
+    ) -> io::Result<()> {
         self.seen = self.seen.saturating_add(1);
         match row {
             Some(row) if self.seen <= CLOSELY => {
-                let entry = entry(row, notification);
+                let entry = entry(row, call, notification.pid);
                 // The name is that of the caller only if the caller waits still: else its pid may be another's by now.
                 // An errno here (a kernel before 5.8 has another number for the question) must not keep the caller waiting.
                 match sys::still_waiting(self.listener.as_fd(), notification.id) {
@@ -181,11 +202,11 @@ impl AsFd for Recorder {
     }
 }
 
-fn entry(row: &'static Recorded, notification: &libc::seccomp_notif) -> Entry {
+fn entry(row: &'static Recorded, call: &libc::seccomp_data, thread: u32) -> Entry {
     Entry {
-        call: program::name(&notification.data).unwrap_or("system call"),
-        argument: row.show.map(|show| argument(show, &notification.data)),
-        program: program_name(notification.pid).unwrap_or_else(|| "unknown".to_owned()),
+        call: program::name(call).unwrap_or("system call"),
+        argument: row.show.map(|show| argument(show, call)),
+        program: program_name(thread).unwrap_or_else(|| "unknown".to_owned()),
         hint: row.hint,
     }
 }

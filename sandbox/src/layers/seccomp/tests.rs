@@ -258,7 +258,7 @@ fn choices_open_what_they_say_and_nothing_else() {
     everywhere(|_, architecture, choices, program| {
         let ask =
             |name, args| run(program, &call(architecture.audit, number(architecture, name).unwrap(), args)).unwrap();
-        assert_eq!(ask("socket", [40, 1, 0, 0, 0, 0]) == ALLOW, choices.vsock);
+        assert_ne!(ask("socket", [40, 1, 0, 0, 0, 0]), ALLOW);
         assert_eq!(ask("setns", [3, 0, 0, 0, 0, 0]) == ALLOW, choices.nested);
         assert_ne!(ask("socket", [38, 5, 0, 0, 0, 0]), ALLOW);
         assert_eq!(ask("io_uring_setup", [1, 0, 0, 0, 0, 0]), ENOSYS);
@@ -356,6 +356,7 @@ fn patchwork(prefix: &str, verdicts: &[u8]) -> (Policy, Architecture) {
         calls: Vec::new(),
         verdict,
         record: false,
+        made: false,
         only: None,
         when: (0..conditions).map(|value| condition((value % 6) as u8, value)).collect(),
         unless: Vec::new(),

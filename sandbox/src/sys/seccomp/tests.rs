@@ -1,7 +1,7 @@
 //! The shipped programs, loaded into real threads: a filter is a thread's own, so no process has to be spent on a test.
 
 use super::*;
-use crate::layers::seccomp::{Choices, Recorder, load, program};
+use crate::layers::seccomp::{Choices, Recorder, SocketMaker, Wanted, load, program};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-const PLAIN: Choices = Choices { record: false, vsock: false, nested: false, compat: true };
+const PLAIN: Choices = Choices { record: false, nested: false, compat: true };
 const RECORDING: Choices = Choices { record: true, ..PLAIN };
 
 /// Any system call. The tests pass only numbers, null pointers and pointers to strings that live.
@@ -84,13 +84,31 @@ fn recorded<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> (Ow
     (receiver.recv().unwrap(), confined)
 }
 
+/// Makes sockets in this very process, which is where the tests' threads are.
+#[derive(Default)]
+struct Here {
+    made: Vec<Wanted>,
+    elsewhere: bool,
+}
+
+impl SocketMaker for Here {
+    fn make(&mut self, wanted: Wanted) -> Result<Vec<OwnedFd>, nix::errno::Errno> {
+        self.made.push(wanted);
+        crate::sys::socket::make(wanted.family, wanted.kind, wanted.protocol, wanted.pair)
+    }
+
+    fn stands_where_the_room_does(&self, _: nix::unistd::Pid) -> bool {
+        !self.elsewhere
+    }
+}
+
 /// Answers until every confined thread is gone.
-fn supervise(recorder: &mut Recorder) {
+fn supervise(recorder: &mut Recorder, maker: &mut Here) {
     let deadline = Instant::now() + Duration::from_secs(120);
     while !recorder.over() {
         assert!(Instant::now() < deadline, "the confined thread does not end");
         nix::poll::poll(&mut [PollFd::new(recorder.as_fd(), PollFlags::POLLIN)], PollTimeout::from(1000_u16)).unwrap();
-        recorder.answer().unwrap();
+        recorder.answer(maker).unwrap();
     }
 }
 
@@ -145,7 +163,7 @@ fn the_kernel_refuses_what_the_table_refuses() {
 
 #[test]
 fn choices_reach_the_kernel() {
-    confined(Choices { nested: true, vsock: true, ..PLAIN }, || {
+    confined(Choices { nested: true, ..PLAIN }, || {
         assert_eq!(raw(libc::SYS_setns, [usize::MAX, 0]), Err(libc::EBADF), "past the filter");
         // The type does not exist, whether or not the family does.
         assert_ne!(raw(libc::SYS_socket, [40, 9]), Err(libc::EPERM));
@@ -171,8 +189,10 @@ fn the_32_bit_door_has_the_same_policy() {
         assert_eq!(int80(425, 1, 0, 0), Err(libc::ENOSYS), "io_uring_setup");
         assert_eq!(int80(226, 0, 0, 0), Err(libc::EOPNOTSUPP), "setxattr");
         assert_eq!(int80(471, 0, 0, 0), Err(libc::ENOSYS), "the ceiling");
-        // Left open, and said so in policy.toml: the family is behind the pointer, and the kernel itself looks for it there.
-        assert_eq!(int80(102, 1, 0, 0), Err(libc::EFAULT), "socketcall");
+        for makes in [1, 8] {
+            assert_eq!(int80(102, makes, 0, 0), Err(libc::EAFNOSUPPORT), "socketcall, where nobody makes the socket");
+        }
+        assert_eq!(int80(102, 2, 0, 0), Err(libc::EFAULT), "socketcall of bind, past the filter");
     });
 }
 
@@ -235,8 +255,8 @@ fn refusals_are_answered_and_counted() {
         assert_eq!(raw(libc::SYS_setxattr, [0; 5]), Err(libc::EOPNOTSUPP), "not recorded");
     });
     let mut recorder = Recorder::new(listener);
-    recorder.answer().expect("does not wait when there is nothing to answer");
-    supervise(&mut recorder);
+    recorder.answer(&mut Here::default()).expect("does not wait when there is nothing to answer");
+    supervise(&mut recorder, &mut Here::default());
     confined.join().unwrap();
 
     let mut own = std::fs::read_to_string("/proc/self/comm").unwrap();
@@ -247,8 +267,109 @@ fn refusals_are_answered_and_counted() {
     let times = if cfg!(target_arch = "x86_64") && int80_works() { 4 } else { 3 };
     assert_eq!(refused.remove(0), format!("{name} 04755 by {own} ×{times}"));
     assert_eq!(refused, [format!("socket AF_VSOCK by {own} ×1"), format!("socket NETLINK_AUDIT by {own} ×1")]);
-    assert_eq!(recorder.refusals()[1].hint.as_deref(), Some("profile `machines` can allow AF_VSOCK"));
+    assert_eq!(recorder.refusals()[1].hint.as_deref(), Some("no profile allows this socket family"));
     assert_eq!(recorder.others(), 0);
+}
+
+/// Words at an address that an i386 call can name.
+#[cfg(target_arch = "x86_64")]
+fn low_words(words: &[i32]) -> *mut i32 {
+    // SAFETY: a fresh anonymous mapping that nobody else knows; it is left to the process's end.
+    let place = unsafe {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        libc::mmap(std::ptr::null_mut(), 4096, protection, flags | libc::MAP_32BIT, -1, 0)
+    };
+    assert_ne!(place, libc::MAP_FAILED);
+    let place = place.cast::<i32>();
+    for (number, word) in words.iter().enumerate() {
+        // SAFETY: within the page that was mapped just now.
+        unsafe { place.add(number).write_volatile(*word) };
+    }
+    place
+}
+
+#[cfg(target_arch = "x86_64")]
+fn borrow(number: i32) -> BorrowedFd<'static> {
+    // SAFETY: only for descriptors that the tests are given here and close nowhere.
+    unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+/// What `socketcall` answers, and the two words behind the fourth argument.
+#[cfg(target_arch = "x86_64")]
+fn socketcall(call: u32, family: i32, kind: i32, protocol: i32) -> (Result<i32, i32>, [i32; 2]) {
+    let words = low_words(&[family, kind, protocol, 0, 77, 77]);
+    // SAFETY: within the page; the fourth argument points to the fifth word.
+    unsafe { words.add(3).write_volatile(words.add(4).addr() as i32) };
+    let answer = int80(102, call, words.addr() as u32, 0);
+    // SAFETY: within the page.
+    (answer, unsafe { [words.add(4).read_volatile(), words.add(5).read_volatile()] })
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn sockets_that_the_filter_cannot_see_are_judged_and_made() {
+    if !int80_works() {
+        println!("this kernel has no i386 door");
+        return;
+    }
+    const PAIR: u32 = 8;
+    let (listener, confined) = recorded(|| {
+        let (unix, _) = socketcall(1, libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        let number = unix.expect("a socket");
+        let flags = |number: i32| nix::fcntl::fcntl(borrow(number), nix::fcntl::FcntlArg::F_GETFD);
+        assert_eq!(flags(number), Ok(libc::FD_CLOEXEC), "as it was asked for");
+        let (plain, _) = socketcall(1, libc::AF_INET, libc::SOCK_DGRAM, 0);
+        assert_eq!(flags(plain.expect("a socket")), Ok(0), "as it was asked for");
+
+        let (pair, [one, other]) = socketcall(PAIR, libc::AF_UNIX, libc::SOCK_STREAM, 0);
+        assert_eq!(pair, Ok(0));
+        let (one, other) = (borrow(one), borrow(other));
+        assert_eq!(nix::unistd::write(one, b"x"), Ok(1));
+        assert_eq!(nix::unistd::read(other, &mut [0]), Ok(1));
+
+        for call in [1, PAIR] {
+            assert_eq!(socketcall(call, libc::AF_ALG, 5, 0), (Err(libc::EAFNOSUPPORT), [77, 77]));
+            assert_eq!(socketcall(call, libc::AF_VSOCK, 1, 0), (Err(libc::EAFNOSUPPORT), [77, 77]));
+            assert_eq!(int80(102, call, 8, 0), Err(libc::EFAULT), "nothing is there");
+        }
+        assert_eq!(socketcall(1, libc::AF_NETLINK, 3, 9).0, Err(libc::EPROTONOSUPPORT), "audit");
+        assert_eq!(socketcall(1, libc::AF_INET, 77, 0).0, Err(libc::EINVAL), "the kernel's own answer");
+        let (unsupported, _) = socketcall(PAIR, libc::AF_INET, libc::SOCK_STREAM, 0);
+        assert_eq!(unsupported, Err(libc::EOPNOTSUPP), "the kernel's own answer");
+        assert_eq!(int80(102, 2, 8, 0), Err(libc::EFAULT), "bind goes to the kernel");
+    });
+    let (mut recorder, mut maker) = (Recorder::new(listener), Here::default());
+    supervise(&mut recorder, &mut maker);
+    confined.join().unwrap();
+    let families: Vec<i32> = maker.made.iter().map(|wanted| wanted.family).collect();
+    assert!(!families.contains(&libc::AF_ALG) && !families.contains(&libc::AF_VSOCK), "{families:?}");
+    let refused: Vec<String> = recorder
+        .refusals()
+        .iter()
+        .map(|refused| format!("{} {:?} {}", refused.call, refused.argument, refused.count))
+        .collect();
+    for expected in [
+        r#"socket Some("AF_ALG") 1"#,
+        r#"socket Some("AF_VSOCK") 1"#,
+        r#"socketpair Some("AF_VSOCK") 1"#,
+        r#"socket Some("NETLINK_AUDIT") 1"#,
+    ] {
+        assert!(refused.iter().any(|line| line == expected), "{expected} is not among {refused:?}");
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn who_is_not_in_the_rooms_namespaces_gets_none_of_its_sockets() {
+    if !int80_works() {
+        println!("this kernel has no i386 door");
+        return;
+    }
+    let (listener, confined) = recorded(|| socketcall(1, libc::AF_UNIX, libc::SOCK_STREAM, 0).0);
+    let mut maker = Here { elsewhere: true, ..Here::default() };
+    supervise(&mut Recorder::new(listener), &mut maker);
+    assert_eq!(confined.join().unwrap(), Err(libc::EAFNOSUPPORT));
+    assert_eq!(maker.made, []);
 }
 
 #[test]
@@ -268,7 +389,7 @@ fn a_storm_is_bounded_and_answered() {
         (closely, start.elapsed() - closely)
     });
     let mut recorder = Recorder::new(listener);
-    supervise(&mut recorder);
+    supervise(&mut recorder, &mut Here::default());
     let (closely, fast) = confined.join().unwrap();
     let each = |took: Duration, calls: u64| took.as_secs_f64() * 1e6 / calls as f64;
     println!("a recorded refusal: {:.1} µs, in a storm {:.1} µs", each(closely, CLOSELY), each(fast, CALLS - CLOSELY));
