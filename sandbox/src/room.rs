@@ -449,7 +449,7 @@ pub struct Seccomp {
     /// so `nested` leaves it to what runs inside.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub record: Option<bool>,
-    /// Whether 32-bit programs run. Off closes socketcall(2), behind which the filter cannot see.
+    /// Whether 32-bit programs run.
     pub compat: bool,
 }
 
