@@ -48,7 +48,7 @@ failure_classes! {
     NoKernel, "no-kernel", "name a kernel by the setting vm-kernel; scripts/guest-kernel fetches Debian's";
     /// The kernel has not got a module that the guest needs.
     KernelLacksModule, "kernel-lacks-module", "use a kernel with this module: Debian's linux-image-amd64 has all that are needed, its cloud kernel has no 9p";
-    /// The initramfs would fill more than half of the guest's memory, of which Linux would unpack a part in silence.
+    /// The initramfs is more than the guest's memory can unpack, of which Linux would unpack a part in silence.
     InitramfsTooLarge, "initramfs-too-large", "give the machine more memory";
     /// The asked-for accelerator cannot be used.
     AcceleratorUnusable, "accelerator-unusable", "use tcg, or let the host give /dev/kvm that works";

@@ -124,7 +124,7 @@ impl From<PrepareError> for Failure {
         let class = match &error {
             PrepareError::Modules(ModulesError::Missing { .. })
             | PrepareError::Agent(AgentError::Module(ModulesError::Missing { .. })) => FailureClass::KernelLacksModule,
-            PrepareError::Initramfs(InitramfsError::OverHalf { .. }) => FailureClass::InitramfsTooLarge,
+            PrepareError::Initramfs(InitramfsError::TooLarge { .. }) => FailureClass::InitramfsTooLarge,
             _ => FailureClass::NoKernel,
         };
         Self::new(class, error.to_string())
