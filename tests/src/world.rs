@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::room::anchorhold;
@@ -128,13 +128,18 @@ impl World {
 /// The directories of a store are read-only, and only the superuser removes what is in such.
 impl Drop for World {
     fn drop(&mut self) {
-        let mut left = vec![self.directory.path().to_owned()];
-        while let Some(directory) = left.pop() {
-            let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(0o755));
-            for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    left.push(entry.path());
-                }
+        make_removable(self.directory.path());
+    }
+}
+
+/// Makes every directory of a tree writable for its owner, which those of a store are not, so that it can be removed.
+pub fn make_removable(tree: &Path) {
+    let mut left = vec![tree.to_owned()];
+    while let Some(directory) = left.pop() {
+        let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(0o755));
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                left.push(entry.path());
             }
         }
     }

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anchorhold_tests::probe;
 use anchorhold_tests::room::anchorhold;
 use anchorhold_tests::running::Running;
+use anchorhold_tests::world::make_removable;
+pub use anchorhold_tests::world::text;
 use serde_json::Value;
 
 use crate::recipe::Recipe;
@@ -258,15 +260,7 @@ impl World {
 /// The directories of a store are read-only, and only the superuser removes what is in such.
 impl Drop for World {
     fn drop(&mut self) {
-        let mut left = vec![self.directory.path().to_owned()];
-        while let Some(directory) = left.pop() {
-            let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(0o755));
-            for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    left.push(entry.path());
-                }
-            }
-        }
+        make_removable(self.directory.path());
     }
 }
 
@@ -342,8 +336,4 @@ impl Ended {
         }
         self
     }
-}
-
-pub fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }

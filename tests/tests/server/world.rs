@@ -9,6 +9,8 @@ use std::process::{Child, Command, Output, Stdio};
 use anchorhold_tests::host::{Process, descendants, poll_until};
 use anchorhold_tests::recipe::{THING, busybox, lay_out_tools};
 use anchorhold_tests::room::anchorhold;
+use anchorhold_tests::world::make_removable;
+pub use anchorhold_tests::world::text;
 use anchorhold_tests::{PATIENCE, skip};
 
 /// A server with a store of its own, a Nix with another, and a program to build with in both.
@@ -192,21 +194,8 @@ impl Drop for World {
     fn drop(&mut self) {
         let _ = self.server.kill();
         let _ = self.server.wait();
-        let mut left = vec![self.directory.path().to_owned()];
-        while let Some(directory) = left.pop() {
-            let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(0o755));
-            for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    left.push(entry.path());
-                }
-            }
-        }
+        make_removable(self.directory.path());
     }
-}
-
-/// Bytes as a text to be shown or searched.
-pub fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// The system of this machine, as Nix calls it.
