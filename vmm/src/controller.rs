@@ -112,11 +112,7 @@ impl Controller {
         // ssh refuses a key that others may read.
         let ours =
             [(KEY.into(), 0o600, self.key.clone()), (KNOWN_HOSTS.into(), 0o644, self.known_hosts.clone())].into_iter();
-        Ok(made
-            .chain(files)
-            .chain(ours)
-            .map(|(path, mode, content)| What::WriteFile { path, mode, content })
-            .collect())
+        Ok(made.chain(files).chain(ours).map(|(path, mode, content)| What::WriteFile { path, mode, content }).collect())
     }
 
     /// Samba's server. It runs until the end; that it ends is a failure of the machine.

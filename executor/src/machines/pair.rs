@@ -148,7 +148,8 @@ pub fn in_pair(
         shown.push(Entry::Bind { inside: place, outside, writable: *writable, optional: *optional, noexec: *noexec });
     }
     if !watched.contains(&store) {
-        let what = format!("the guest {} has the store at {}, this one is elsewhere", profile.name, guests_store.display());
+        let what =
+            format!("the guest {} has the store at {}, this one is elsewhere", profile.name, guests_store.display());
         return Err(Failure::new(FailureClass::NoShare, what));
     }
 

@@ -66,17 +66,15 @@ pub fn run(
     installed.check(&job.pair.guest_machine())?;
     installed.check(&job.pair.controller_machine())?;
     let begun = Instant::now();
-    let console = |name: &str| Run {
-        console_log: Some(consoles.join(name)),
-        console_limit: job.console_limit,
-        ..Run::default()
-    };
+    let console =
+        |name: &str| Run { console_log: Some(consoles.join(name)), console_limit: job.console_limit, ..Run::default() };
     let run = PairRun {
         guest: Run { screenshot: Some(consoles.join(SCREENSHOT)), ..console(CONSOLES[0]) },
         controller: console(CONSOLES[1]),
     };
     let read = |path: &Path| {
-        fs::read(path).map_err(|error| Failure::new(FailureClass::NoKernel, format!("reading {}: {error}", path.display())))
+        fs::read(path)
+            .map_err(|error| Failure::new(FailureClass::NoKernel, format!("reading {}: {error}", path.display())))
     };
     let keys = Keys { key: read(&job.key)?, known_hosts: read(&job.known_hosts)? };
     let mut pair = Pair::boot(&installed, &job.pair, &keys, run, job.limits)?;
@@ -117,7 +115,9 @@ pub fn in_standing(
     })?;
     if end == End::Status(SSH_FAILED) && told_status(exchange) != Some(SSH_FAILED) {
         let words = super::last_line(&String::from_utf8_lossy(&last));
-        let what = format!("ssh ended with its own status {SSH_FAILED} and the guest told none; the last that came was “{words}”");
+        let what = format!(
+            "ssh ended with its own status {SSH_FAILED} and the guest told none; the last that came was “{words}”"
+        );
         return Err(pair.guest_failed(FailureClass::SessionLost, &what));
     }
     let unmounted = pair.unmount();

@@ -101,8 +101,8 @@ impl Pair {
         limits: Limits,
     ) -> Result<Self, Failure> {
         let PairRun { guest: mut guest_run, controller: mut controller_run } = run;
-        let (one, two) = wire::datagrams()
-            .map_err(|error| Failure::new(FailureClass::QemuRefused, error.to_string()))?;
+        let (one, two) =
+            wire::datagrams().map_err(|error| Failure::new(FailureClass::QemuRefused, error.to_string()))?;
         guest_run.wires.insert(WIRE.to_owned(), one);
         controller_run.wires.insert(WIRE.to_owned(), two);
         let mut guest = Machine::start(installed, &spec.guest_machine(), guest_run)?;
@@ -208,9 +208,8 @@ impl Pair {
         }
         let nonce = format!("probe-{}", std::process::id());
         let probe = exchange.join(&nonce);
-        std::fs::write(&probe, b"").map_err(|error| {
-            Failure::new(FailureClass::NoShare, format!("writing {}: {error}", probe.display()))
-        })?;
+        std::fs::write(&probe, b"")
+            .map_err(|error| Failure::new(FailureClass::NoShare, format!("writing {}: {error}", probe.display())))?;
         let in_store = std::fs::read_dir(store).ok().and_then(|mut entries| entries.next()?.ok());
         let in_store = in_store.and_then(|entry| entry.file_name().into_string().ok());
         let profile = self.desk.profile.clone();
@@ -224,12 +223,15 @@ impl Pair {
             };
             if let Some(file) = file {
                 let line = profile.probe(drive, file);
-                self.must_in_guest(&line, &format!("a file on the drive {} ({})", drive.letter, drive.share), PATIENCE)?;
+                self.must_in_guest(
+                    &line,
+                    &format!("a file on the drive {} ({})", drive.letter, drive.share),
+                    PATIENCE,
+                )?;
             }
         }
-        std::fs::remove_file(&probe).map_err(|error| {
-            Failure::new(FailureClass::NoShare, format!("removing {}: {error}", probe.display()))
-        })
+        std::fs::remove_file(&probe)
+            .map_err(|error| Failure::new(FailureClass::NoShare, format!("removing {}: {error}", probe.display())))
     }
 
     /// Runs a line in the guest over the session. Its output goes to `output`.
@@ -314,7 +316,10 @@ impl Pair {
             }
             _ => FailureClass::NoLogin,
         };
-        Err(self.guest_failed(class, &format!("logging into the guest failed ({}): {}", in_words(&said.end), last_line(&said.words))))
+        Err(self.guest_failed(
+            class,
+            &format!("logging into the guest failed ({}): {}", in_words(&said.end), last_line(&said.words)),
+        ))
     }
 
     fn in_guest(&mut self, line: &str, wait: &Wait) -> Result<Said, Failure> {
