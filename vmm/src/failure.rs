@@ -46,6 +46,8 @@ failure_classes! {
     QemuTooOld, "qemu-too-old", "install QEMU 7.2 or newer";
     /// The kernel image, the initramfs or another file that the machine starts from is not there or cannot be read.
     NoKernel, "no-kernel", "name a kernel by the setting vm-kernel; scripts/guest-kernel fetches Debian's";
+    /// There is no image of the guest, or of the controller beside it.
+    NoImage, "no-image", "scripts/guest-images makes those of the stand-in; vm-images names their folder, vm-guest the guest";
     /// The kernel has not got a module that the guest needs.
     KernelLacksModule, "kernel-lacks-module", "use a kernel with this module: Debian's linux-image-amd64 has all that are needed, its cloud kernel has no 9p";
     /// The initramfs is more than the guest's memory can unpack, of which Linux would unpack a part in silence.
@@ -78,6 +80,16 @@ failure_classes! {
     BadReport, "bad-report", "the agent in the guest is not ours, or not of this version";
     /// The command ended and no exit status came.
     NoStatus, "no-status", "the agent in the guest ended early; read the console";
+    /// The guest's SSH port is open and says nothing.
+    SshSilent, "ssh-silent", "read the guest's console; its SSH server may wait for an installation to end, or lack chance for its keys";
+    /// The guest's SSH server shows another key than the image's.
+    WrongKey, "wrong-key", "the image's known_hosts is not of this image: make the image again";
+    /// The guest's SSH server lets nobody in.
+    NoLogin, "no-login", "the image's key is not of this image, or the guest's user is missing: make the image again";
+    /// A drive of the guest could not be mounted, read or taken away.
+    NoShare, "no-share", "read what the guest said, and the controller's console";
+    /// The connection to the guest was lost before the command's status came.
+    SessionLost, "session-lost", "the guest froze, ended its SSH server, or the wire was cut; read its console";
     /// A disk of the machine failed under it.
     DiskError, "disk-error", "look at free space where the machine's images lie";
     /// The exchange between host and guest has no space left.

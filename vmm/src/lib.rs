@@ -11,6 +11,7 @@
 //! * [`readiness`] waits for events with deadlines, and says why something did not come.
 //! * [`failure`] is the table of everything that goes wrong.
 //! * [`linux`] is the Linux machine: a kernel, an agent, directories of the host, one program.
+//! * [`pair`] is a guest that is reached by the network, and the controller beside it.
 //! * [`memory`] saves a machine, and revives it many times.
 //! * [`accelerator`] chooses between KVM and emulation; [`kernel`], [`initramfs`] and [`agent`] are what a guest boots from.
 //! * [`profile`] describes guests as data; [`exchange`], [`shares`] and [`wire`] are what passes between them, and [`report`] what they say.
@@ -33,6 +34,7 @@ pub mod lines;
 pub mod linux;
 pub mod machine;
 pub mod memory;
+pub mod pair;
 pub mod process;
 pub mod profile;
 pub mod qemu;

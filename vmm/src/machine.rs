@@ -279,6 +279,28 @@ impl Machine {
         }
     }
 
+    /// What has happened already: [`Machine::next`] without any waiting. After [`Event::Exited`] it is that for ever.
+    ///
+    /// # Errors
+    /// As [`Machine::next`].
+    pub fn happened(&mut self) -> Result<Option<Event>, Failure> {
+        if self.queue.is_empty() && self.exit.is_none() {
+            self.pump(Instant::now())?;
+        }
+        Ok(self.queue.pop_front().or_else(|| self.exit.map(Event::Exited)))
+    }
+
+    /// What can be read when something happens, for whoever waits for several machines at once.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let mut all = vec![self.process.ended(), self.process.said()];
+        if self.qmp.is_open() {
+            all.push(self.qmp.as_fd());
+        }
+        let channels = std::iter::once(&self.line).chain(self.ports.iter().map(|(_, channel)| channel));
+        all.extend(channels.filter(|channel| channel.is_open()).map(AsFd::as_fd));
+        all
+    }
+
     /// Tells QEMU to do something, and waits for its answer.
     ///
     /// # Errors

@@ -21,6 +21,8 @@ pub const NESTED: &str = "nested-sandbox";
 
 /// The feature of builds whose builder runs in a Linux machine of its own.
 pub const LINUX_VM: &str = "linux-vm";
+/// The feature of builds whose builder runs in a guest beside a controller: Windows, or what plays it.
+pub const WINDOWS_VM: &str = "windows-vm";
 
 /// Policy for all builds of one call.
 #[derive(Debug, Clone)]
@@ -161,7 +163,14 @@ impl Policy {
             });
         }
         // A word that a person wrote into the features makes no machine: without one, a room would be less than was asked for.
-        let is_given = |word: &String| self.features.contains(word) && (word != LINUX_VM || self.machines.is_some());
+        let is_given = |word: &String| {
+            let is_possible = match word.as_str() {
+                LINUX_VM => self.machines.is_some(),
+                WINDOWS_VM => self.machines.as_ref().is_some_and(|machines| machines.guest.is_some()),
+                _ => true,
+            };
+            is_possible && self.features.contains(word)
+        };
         if let Some(feature) = options.required_system_features.iter().find(|word| !is_given(word)) {
             let here = self
                 .features
@@ -178,7 +187,10 @@ impl Policy {
                     LINUX_VM => {
                         "`anchorhold vm run -- true` says what is missing: QEMU, a kernel (scripts/guest-kernel makes one) or the agent; builds that a Nix hands over do not have it yet"
                     }
-                    "uid-range" | "recursive-nix" | "windows-vm" => "no version of this program gives it yet",
+                    WINDOWS_VM => {
+                        "the setting `vm-guest` names the guest, whose images `scripts/guest-images` makes; QEMU, a kernel (scripts/guest-kernel) and the agent must be there too; builds that a Nix hands over do not have it yet"
+                    }
+                    "uid-range" | "recursive-nix" => "no version of this program gives it yet",
                     _ => "add it to `system-features` if the machine has what it stands for",
                 },
             });
@@ -194,6 +206,7 @@ impl Policy {
             kvm: requires(KVM),
             nested: requires(NESTED),
             linux_vm: requires(LINUX_VM),
+            windows_vm: requires(WINDOWS_VM),
             fetch: derivation.fixed_output().is_some(),
             no_room: options.no_chroot,
             linux32: self.system == "x86_64-linux" && derivation.system == "i686-linux",

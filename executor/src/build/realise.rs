@@ -27,6 +27,7 @@ use crate::derivation::options::Options;
 use crate::derivation::paths::check_buildable;
 use crate::machines;
 use crate::machines::build::{Trouble, Wishes, in_machine, trouble};
+use crate::machines::pair::{self, in_pair};
 use crate::progress::lines::{LineSplitter, Tail};
 use crate::store::{Direction, Store};
 use crate::store_path::StorePath;
@@ -214,12 +215,19 @@ impl Attempt<'_> {
             None => slot.ids.insert(Ids::take(policy.build_users_group.as_deref()).map_err(Stopped::misc)?),
         };
         let scratch = Scratch::create(&policy.builds, ids.owner()).map_err(|error| self.disk(&error))?;
+        let mut settings = policy.environment();
+        if let (Some(machines), true) = (&policy.machines, grants.windows_vm) {
+            // Where the guest has it: it cannot have everything where a room has it.
+            let wishes = Wishes::read(derivation).map_err(Stopped::rejected)?;
+            let image = machines.guest_image(wishes.image.as_deref()).map_err(Stopped::misc)?;
+            settings.build_directory = pair::build_directory(&image.profile).map_err(Stopped::misc)?;
+        }
         let made_at = wanted.iter().map(|(name, path)| (name.clone(), store.dir().display(path))).collect();
         let command = environment::prepare(
             derivation,
             &options,
             store.dir(),
-            &policy.environment(),
+            &settings,
             &made_at,
             &StoreInputs { store, inputs: &inputs },
         )
@@ -232,7 +240,8 @@ impl Attempt<'_> {
                 .map_err(|why| Stopped::new(Status::PermanentFailure, format!("failed: {why}")))?;
             None
         } else {
-            Some(self.run_builder(slot, &scratch, &inputs, extra_paths, grants, command)?)
+            let build_dir = settings.build_directory;
+            Some(self.run_builder(slot, &scratch, &inputs, extra_paths, grants, &build_dir, command)?)
         };
         let done = self.take_outputs(slot, &scratch, &inputs, &options);
         match (&done, &room) {
@@ -329,6 +338,7 @@ impl Attempt<'_> {
         inputs: &[StorePath],
         extra_paths: Vec<SandboxPath>,
         grants: super::room::Grants,
+        build_directory: &str,
         command: BuilderInput,
     ) -> Result<Room, Stopped> {
         let Realiser { store, policy, telling, .. } = *self.realiser;
@@ -342,7 +352,7 @@ impl Attempt<'_> {
             real_store: &store.real_dir(),
             inputs,
             scratch: ScratchPaths { store: &store_dir, build: &build_dir, tmp: &tmp_dir },
-            build_dir: &policy.build_dir,
+            build_dir: build_directory,
             sandbox_paths: &[policy.sandbox_paths.as_slice(), &extra_paths].concat(),
             shm_size: policy.shm_size,
             grants,
@@ -352,16 +362,20 @@ impl Attempt<'_> {
             command,
         });
         let work = scratch.path().join("machine");
-        let machine = match (&policy.machines, grants.linux_vm) {
+        let machine = match (&policy.machines, grants.linux_vm || grants.windows_vm) {
             (Some(machines), true) => {
                 let wishes = Wishes::read(self.derivation).map_err(Stopped::rejected)?;
                 let owner = slot.ids.as_ref().and_then(Ids::owner);
-                let made = in_machine(&room, machines, &wishes, &work, owner).map_err(Stopped::misc)?;
-                telling.notice(&format!(
-                    "‘{}’ is built in a Linux machine, by {}",
-                    self.path,
-                    if made.devices.kvm { "KVM" } else { "emulation" }
-                ));
+                let (made, kind) = if grants.windows_vm {
+                    let image = machines.guest_image(wishes.image.as_deref()).map_err(Stopped::misc)?;
+                    let made = in_pair(&room, machines, &wishes, &image, &work, owner);
+                    (made, format!("the guest ‘{}’ beside a controller", image.profile.name))
+                } else {
+                    (in_machine(&room, machines, &wishes, &work, owner), "a Linux machine".to_owned())
+                };
+                let made = made.map_err(Stopped::misc)?;
+                let by = if made.devices.kvm { "KVM" } else { "emulation" };
+                telling.notice(&format!("‘{}’ is built in {kind}, by {by}", self.path));
                 Some(made)
             }
             (None, true) => return Err(Stopped::misc("there are no virtual machines here")),

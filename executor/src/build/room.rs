@@ -88,6 +88,8 @@ pub struct Grants {
     pub no_room: bool,
     /// A Linux machine of its own.
     pub linux_vm: bool,
+    /// A guest that is reached by the network, and a controller beside it.
+    pub windows_vm: bool,
     /// That 32-bit is the machine it sees.
     pub linux32: bool,
 }

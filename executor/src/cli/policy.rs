@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anchorhold::build::hooks::Hooks;
-use anchorhold::build::policy::{KVM, LINUX_VM, Policy};
+use anchorhold::build::policy::{KVM, LINUX_VM, Policy, WINDOWS_VM};
 use anchorhold::build::room::SandboxPath;
 use anchorhold::build::upkeep::{Space, Upkeep};
 use anchorhold::cache::SecretKey;
@@ -24,8 +24,15 @@ pub fn of_store(settings: &Settings, store: &Store) -> Result<Policy, Failure> {
     let mut policy = by_settings(settings, builds(settings, store));
     policy.upkeep.keys = secret_keys(settings)?;
     let machines = Machines::of(settings);
-    if settings.system_features.iter().any(|feature| feature == LINUX_VM) && machines.are_there() {
-        policy.features.insert(LINUX_VM.to_owned());
+    let is_wanted = |word: &str| settings.system_features.iter().any(|feature| feature == word);
+    let has_pairs = is_wanted(WINDOWS_VM) && machines.has_guest();
+    if (is_wanted(LINUX_VM) || has_pairs) && machines.are_there() {
+        if is_wanted(LINUX_VM) {
+            policy.features.insert(LINUX_VM.to_owned());
+        }
+        if has_pairs {
+            policy.features.insert(WINDOWS_VM.to_owned());
+        }
         policy.machines = Some(machines);
     }
     Ok(policy)
@@ -46,6 +53,7 @@ pub fn by_settings(settings: &Settings, builds: PathBuf) -> Policy {
     }
     // A door gives machines by itself, see `of_store`.
     features.remove(LINUX_VM);
+    features.remove(WINDOWS_VM);
     Policy {
         system: settings.system.clone(),
         extra_platforms: settings.extra_platforms.iter().cloned().collect(),

@@ -308,9 +308,9 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "system-features",
         Kind::List,
-        "[\"benchmark\", \"big-parallel\", \"kvm\", \"linux-vm\", \"nested-sandbox\", \"nixos-test\"]",
+        "[\"benchmark\", \"big-parallel\", \"kvm\", \"linux-vm\", \"nested-sandbox\", \"nixos-test\", \"windows-vm\"]",
         "build",
-        "What builds may require of this machine; those that require `kvm` are granted `/dev/kvm` (the word counts only where the device is usable), those that require `linux-vm` run in a Linux machine of their own (where there are QEMU, a kernel and the agent), those that require `nested-sandbox` may make sandboxes themselves.",
+        "What builds may require of this machine; those that require `kvm` are granted `/dev/kvm` (the word counts only where the device is usable), those that require `linux-vm` run in a Linux machine of their own (where there are QEMU, a kernel and the agent), those that require `windows-vm` in a guest beside a controller (where `vm-guest` names one), those that require `nested-sandbox` may make sandboxes themselves.",
     ),
     setting(
         "sandbox",
@@ -440,5 +440,26 @@ pub const SETTINGS: &[Setting] = &[
         "\"1G\"",
         "machines",
         "The memory of a virtual machine that does not ask for other.",
+    ),
+    setting(
+        "vm-guest",
+        Kind::Text,
+        "\"\"",
+        "machines",
+        "The guest of builds that require `windows-vm` and name no other by `vmImage`: `standin`, `windows`, or one of the folder's own; without one there are no such builds here.",
+    ),
+    setting(
+        "vm-images",
+        Kind::Path,
+        "\"\"",
+        "machines",
+        "The folder with the images of guests and of their controller; without one it is where `scripts/guest-images` puts it.",
+    ),
+    setting(
+        "vm-exchange",
+        Kind::Size,
+        "\"1G\"",
+        "machines",
+        "How much a guest can put into the exchange beside its build directory and its outputs; it lies in memory.",
     ),
 ];

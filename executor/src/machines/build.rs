@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anchorhold_sandbox::Room;
 use anchorhold_sandbox::outcome::End;
 use anchorhold_sandbox::quantity::Size;
-use anchorhold_sandbox::room::{Entry, Output};
+use anchorhold_sandbox::room::{Entry, Output, Process};
 use anchorhold_vmm::exchange::Command;
 use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::linux::Directory;
@@ -31,6 +31,8 @@ pub struct Wishes {
     before: Option<String>,
     /// What runs in the room after the machine (`postVM`).
     after: Option<String>,
+    /// Which guest (`vmImage`), of those that a pair can have.
+    pub image: Option<String>,
 }
 
 /// A wish that cannot be followed.
@@ -80,8 +82,43 @@ impl Wishes {
             cores: cores.transpose()?,
             before: script("preVM"),
             after: script("postVM"),
+            image: text("vmImage").filter(|name| !name.is_empty()),
         })
     }
+}
+
+impl Wishes {
+    /// The machine's memory, in MiB.
+    pub fn memory(&self, machines: &Machines) -> u64 {
+        self.memory.unwrap_or(machines.memory)
+    }
+
+    /// Its processors.
+    pub fn cores(&self) -> u32 {
+        self.cores.unwrap_or(1)
+    }
+
+    /// What runs around it, by the shell that `process` brings along.
+    pub fn hooks(&self, process: &Process) -> Vec<Hook> {
+        let shell = shell(process.program.0.as_ref(), process.arguments.first().map(|first| first.0.as_ref()));
+        let hook = |script: &Option<String>, after: bool, name: &str| {
+            let script = script.clone()?;
+            let command = shell.iter().cloned().chain(["-ec".to_owned(), script]).collect();
+            Some(Hook { after, name: name.to_owned(), command })
+        };
+        hook(&self.before, false, "preVM").into_iter().chain(hook(&self.after, true, "postVM")).collect()
+    }
+}
+
+/// The program of a room, as what a guest is told to run.
+pub(super) fn command(process: &Process) -> Command {
+    let os = |text: &anchorhold_sandbox::text::Text| -> OsString { text.0.clone() };
+    let mut command =
+        Command::new(os(&process.program)).arguments(process.arguments.iter().map(os)).directory(&process.directory);
+    for (name, value) in &process.environment {
+        command = command.variable(os(name), os(value));
+    }
+    command
 }
 
 /// A plain number is MiB, as people give a machine's memory; others have their unit.
@@ -146,26 +183,15 @@ pub fn in_machine(
         }
     }
     let process = &room.process;
-    let os = |text: &anchorhold_sandbox::text::Text| -> OsString { text.0.clone() };
-    let mut command =
-        Command::new(os(&process.program)).arguments(process.arguments.iter().map(os)).directory(&process.directory);
-    for (name, value) in &process.environment {
-        command = command.variable(os(name), os(value));
-    }
-    let shell = shell(process.program.0.as_ref(), process.arguments.first().map(|first| first.0.as_ref()));
-    let hook = |script: &Option<String>, after: bool, name: &str| {
-        let script = script.clone()?;
-        let command = shell.iter().cloned().chain(["-ec".to_owned(), script]).collect();
-        Some(Hook { after, name: name.to_owned(), command })
-    };
+    let command = command(process);
     let wanted = Wanted {
         name: "guest".to_owned(),
-        memory: wishes.memory.unwrap_or(machines.memory),
-        cores: wishes.cores.unwrap_or(1),
+        memory: wishes.memory(machines),
+        cores: wishes.cores(),
         view,
         command,
         streams_apart: false,
-        hooks: hook(&wishes.before, false, "preVM").into_iter().chain(hook(&wishes.after, true, "postVM")).collect(),
+        hooks: wishes.hooks(process),
         limit: None,
     };
     let prepared = prepare(machines, &wanted, work, owner)?;
@@ -255,6 +281,8 @@ pub fn trouble(result: &Path, end: End) -> Option<Trouble> {
                 | FailureClass::ConsoleFlood
                 | FailureClass::BadReport
                 | FailureClass::NoStatus
+                | FailureClass::SessionLost
+                | FailureClass::ExchangeFull
                 | FailureClass::DiskError => Trouble::Failed(text),
                 _ => Trouble::NotRun(text),
             })

@@ -11,6 +11,7 @@
 //! with nothing but loopback. The supervisor's standard output and error are those of the program in the guest.
 
 pub mod build;
+pub mod pair;
 pub mod room;
 pub mod supervisor;
 
@@ -75,6 +76,12 @@ pub struct Machines {
     pub memory: u64,
     /// Where kernels that were made ready are kept.
     pub cache: PathBuf,
+    /// The guest of a pair whose build does not say; without one there are no pairs.
+    pub guest: Option<String>,
+    /// The folder with the images of guests and of the controller.
+    pub images: Option<PathBuf>,
+    /// The bound of an exchange, in bytes.
+    pub exchange: u64,
 }
 
 impl Machines {
@@ -87,6 +94,9 @@ impl Machines {
             accelerator: settings.accel.clone(),
             memory: (settings.vm_memory >> 20).max(1),
             cache: cache(),
+            guest: settings.vm_guest.clone(),
+            images: settings.vm_images.clone(),
+            exchange: settings.vm_exchange,
         }
     }
 
@@ -211,10 +221,20 @@ pub struct Hook {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Order {
-    /// The machine.
-    pub job: Job,
+    /// The machines, and what they are to do.
+    pub work: Work,
     /// Programs around it.
     pub hooks: Vec<Hook>,
+}
+
+/// What is done in a room.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    /// A Linux machine.
+    Linux(Box<Job>),
+    /// A guest beside a controller.
+    Pair(Box<anchorhold_vmm::pair::job::Job>),
 }
 
 /// A machine that is ready to be started in its room.
@@ -250,24 +270,8 @@ pub fn prepare(
     work: &Path,
     owner: Option<(u32, u32)>,
 ) -> Result<Prepared, Failure> {
-    let path = std::env::var_os("PATH");
-    let installed = Installed::find(machines.qemu.as_deref(), path.as_deref())?;
-    let accelerator = machines.accelerator()?;
-    let found = machines.kernel()?;
-    let agent = machines.agent()?;
-    let io = |doing: &str, path: &Path| {
-        let doing = format!("{doing} {}", path.display());
-        move |error: io::Error| Failure::new(FailureClass::NoKernel, format!("{doing}: {error}"))
-    };
-    let (order_directory, result) = (work.join("order"), work.join("result"));
-    for (directory, mode) in [(&order_directory, 0o755), (&result, 0o700)] {
-        fs::create_dir_all(directory).map_err(io("making", directory))?;
-        fs::set_permissions(directory, fs::Permissions::from_mode(mode))
-            .map_err(io("changing the mode of", directory))?;
-    }
-    if let Some((uid, gid)) = owner {
-        std::os::unix::fs::chown(&result, Some(uid), Some(gid)).map_err(io("giving away", &result))?;
-    }
+    let Ground { qemu, accelerator, kernel: found, agent, order: order_directory, result } =
+        Ground::lay(machines, work, owner)?;
     let initramfs = order_directory.join(INITRAMFS);
     let kernel =
         linux::prepare(&found, &agent, &wanted.view, wanted.memory, &machines.cache.join("kernels"), &initramfs)
@@ -276,13 +280,9 @@ pub fn prepare(
         name: wanted.name.clone(),
         kernel: room::KERNEL.into(),
         initramfs: Path::new(room::ORDER).join(INITRAMFS),
-        qemu: Some(installed.program.clone()),
+        qemu: Some(qemu.clone()),
         accelerator,
-        cpu: match accelerator {
-            Accelerator::Kvm => "host",
-            Accelerator::Tcg => "max",
-        }
-        .to_owned(),
+        cpu: cpu(accelerator).to_owned(),
         memory: wanted.memory,
         cores: wanted.cores,
         view: wanted.view.clone(),
@@ -293,15 +293,61 @@ pub fn prepare(
         limit: wanted.limit,
         console_limit: 16 << 20,
     };
-    let order = Order { job, hooks: wanted.hooks.clone() };
-    let text = serde_json::to_vec_pretty(&order).map_err(io::Error::other);
+    let order = Order { work: Work::Linux(Box::new(job)), hooks: wanted.hooks.clone() };
+    write_order(&order_directory, &order, &wanted.command)?;
+    Ok(Prepared { qemu, kernel, order: order_directory, result, accelerator })
+}
+
+/// What every kind of machine stands on.
+struct Ground {
+    qemu: PathBuf,
+    accelerator: Accelerator,
+    kernel: Kernel,
+    agent: PathBuf,
+    order: PathBuf,
+    result: PathBuf,
+}
+
+impl Ground {
+    /// Finds the parts, and makes the directories in `work`.
+    fn lay(machines: &Machines, work: &Path, owner: Option<(u32, u32)>) -> Result<Self, Failure> {
+        let path = std::env::var_os("PATH");
+        let qemu = Installed::find(machines.qemu.as_deref(), path.as_deref())?.program;
+        let accelerator = machines.accelerator()?;
+        let (kernel, agent) = (machines.kernel()?, machines.agent()?);
+        let (order, result) = (work.join("order"), work.join("result"));
+        for (directory, mode) in [(&order, 0o755), (&result, 0o700)] {
+            fs::create_dir_all(directory).map_err(io("making", directory))?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(mode))
+                .map_err(io("changing the mode of", directory))?;
+        }
+        if let Some((uid, gid)) = owner {
+            std::os::unix::fs::chown(&result, Some(uid), Some(gid)).map_err(io("giving away", &result))?;
+        }
+        Ok(Self { qemu, accelerator, kernel, agent, order, result })
+    }
+}
+
+/// QEMU's CPU model.
+fn cpu(accelerator: Accelerator) -> &'static str {
+    match accelerator {
+        Accelerator::Kvm => "host",
+        Accelerator::Tcg => "max",
+    }
+}
+
+fn write_order(directory: &Path, order: &Order, command: &Command) -> Result<(), Failure> {
     let write = |name: &str, bytes: io::Result<Vec<u8>>| {
-        let file = order_directory.join(name);
+        let file = directory.join(name);
         bytes.and_then(|bytes| fs::write(&file, bytes)).map_err(io("writing", &file))
     };
-    write(ORDER, text)?;
-    write(COMMAND, wanted.command.encode().map_err(io::Error::other))?;
-    Ok(Prepared { qemu: installed.program, kernel, order: order_directory, result, accelerator })
+    write(ORDER, serde_json::to_vec_pretty(order).map_err(io::Error::other))?;
+    write(COMMAND, command.encode().map_err(io::Error::other))
+}
+
+fn io(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
+    let doing = format!("{doing} {}", path.display());
+    move |error| Failure::new(FailureClass::NoKernel, format!("{doing}: {error}"))
 }
 
 /// What every guest has: a place for temporary files, and who it knows.

@@ -9,9 +9,10 @@ use anchorhold_sandbox::outcome::exit_status;
 use anchorhold_vmm::exchange;
 use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::linux::{self, Done, End};
+use anchorhold_vmm::pair;
 use serde::{Deserialize, Serialize};
 
-use super::{COMMAND, Hook, ORDER, Order, room};
+use super::{COMMAND, Hook, ORDER, Order, Work, room};
 
 /// The report's file.
 pub const REPORT: &str = "result.json";
@@ -158,7 +159,14 @@ fn in_guest(order: &Order, command: exchange::Command) -> Result<Report, Failure
         out.flush()
     };
     let console = Path::new(room::RESULT).join(CONSOLE);
-    let Done { end, qemu, kernel, ready_after } = linux::run(&order.job, command, &console, &mut output)?;
+    let (done, accelerator) = match &order.work {
+        Work::Linux(job) => (linux::run(job, command, &console, &mut output)?, job.accelerator),
+        Work::Pair(job) => {
+            let place = Path::new(room::RESULT);
+            (pair::job::run(job, &command, place, &mut output)?, job.pair.accelerator)
+        }
+    };
+    let Done { end, qemu, kernel, ready_after } = done;
     let status = match end {
         End::Status(status) => status.into(),
         End::Signal(signal) => 128 + i32::try_from(signal).unwrap_or(0),
@@ -168,7 +176,7 @@ fn in_guest(order: &Order, command: exchange::Command) -> Result<Report, Failure
         status,
         qemu,
         kernel,
-        accelerator: order.job.accelerator.to_string(),
+        accelerator: accelerator.to_string(),
         ready_after: u64::try_from(ready_after.as_millis()).unwrap_or(u64::MAX),
     })
 }

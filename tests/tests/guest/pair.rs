@@ -1,24 +1,35 @@
-//! The controller and the stand-in on a wire of datagrams: from two images and two command lines to a program that ran in
-//! the stand-in, started over SSH by the controller's agent, with the store and the exchange from the host.
+//! The stand-in and the controller as a pair: from two images to a command's status, and each way in which it can fail.
+//!
+//! Two machines under emulation want a processor each for as long as they live: these run when ANCHORHOLD_HEAVY_TESTS is
+//! set. Builds in pairs are tested by the suite `machines`.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anchorhold_tests::skip;
-use anchorhold_vmm::controller::{self, Controller};
-use anchorhold_vmm::exchange::{self, Command};
-use anchorhold_vmm::kernel::Feature;
+use anchorhold_vmm::controller::{self, root_and_network};
+use anchorhold_vmm::exchange::Command;
+use anchorhold_vmm::failure::{Failure, FailureClass};
+use anchorhold_vmm::initramfs::Initramfs;
+use anchorhold_vmm::kernel::{Feature, Modules};
+use anchorhold_vmm::linux::End;
+use anchorhold_vmm::pair::job::{self, Job};
+use anchorhold_vmm::pair::{self, Keys, Limits, Pair, PairRun, PairSpec, Side};
 use anchorhold_vmm::profile::Profile;
-use anchorhold_vmm::report::{Ending, Report, RunRequest, Streams, What};
-use anchorhold_vmm::shares::{self, Cache, image, samba};
-use anchorhold_vmm::wire;
+use anchorhold_vmm::qemu::Installed;
+use anchorhold_vmm::readiness::Wait;
+use anchorhold_vmm::report::{RunRequest, Streams, What};
+use anchorhold_vmm::shares::{self, samba};
+use anchorhold_vmm::spec::Accelerator;
+use serde_json::json;
 
-use crate::machine::{Machine, PATIENCE, Parts, parts};
+use crate::machine::{PATIENCE, Parts, parts};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
+const LIMITS: Limits = Limits { boot: PATIENCE, stall: Duration::from_secs(120) };
 
 fn images() -> Result<PathBuf, String> {
     let named = std::env::var_os("ANCHORHOLD_GUEST_IMAGES").map(PathBuf::from);
@@ -28,231 +39,277 @@ fn images() -> Result<PathBuf, String> {
     found.ok_or_else(|| "no guest images here: scripts/guest-images makes them".into())
 }
 
-fn disk(id: &str, file: &Path) -> Vec<String> {
-    vec![
-        "-drive".into(),
-        format!("if=none,id={id},format=raw,readonly=on,file={}", file.display()),
-        "-device".into(),
-        format!("virtio-blk-pci,drive={id},serial={id}"),
-    ]
-}
-
-/// A machine at a wire of QEMU's words.
-fn network(netdev: &str, number: u8) -> Vec<String> {
-    vec![
-        "-netdev".into(),
-        netdev.into(),
-        "-device".into(),
-        format!("virtio-net-pci,netdev=wire,mac=52:54:00:12:01:0{number},romfile="),
-    ]
-}
-
-fn program(program: &str, arguments: &[&str]) -> RunRequest {
-    let command = Command::new(program).arguments(arguments.iter().copied()).variable("PATH", "/bin:/usr/bin");
-    RunRequest { command: Ok(command.variable("HOME", "/run")), user: None, streams: Streams::Together, alone: true }
-}
-
-struct Pair {
-    standin: Machine,
-    controller: Machine,
-    plan: Controller,
-    _wire: Wire,
-}
-
-/// What is between the two.
-enum Wire {
-    Datagrams,
-    Switch(wire::Switch),
-}
-
-impl Pair {
-    /// Both started, and as far as that a login is possible.
-    fn start(world: &World, exchange: &Path, known_hosts: &[u8], wire: Wire) -> Self {
-        let (parts, images, store) = (&world.parts, &world.images, &world.folder.path().join("store.image"));
-        // A wire of datagrams is passed as QEMU's standard input.
-        let (netdev, one, two) = match &wire {
-            Wire::Datagrams => {
-                let (one, two) = wire::datagrams().unwrap();
-                (wire::datagram_netdev("wire", 0), Some(Stdio::from(one)), Some(Stdio::from(two)))
-            }
-            Wire::Switch(switch) => (switch.netdev("wire"), None, None),
-        };
-        let features = [Feature::Network, Feature::Disk, Feature::Erofs, Feature::Cifs];
-        let standin = parts.image(&features, &controller::root_and_network(GUEST));
-        let plan = Controller {
-            profile: Profile::built_in("standin").unwrap(),
-            account: samba::Account::new("nixbld").unwrap(),
-            mounts: vec![
-                shares::disk(shares::STORE_SERIAL, image::Form::Squashfs, "/nix/store"),
-                shares::nine_p(shares::EXCHANGE, "/xchg", false, Cache::None, 512_000),
-            ],
-            key: fs::read(images.join("key")).unwrap(),
-            known_hosts: known_hosts.to_vec(),
-        };
-        let image = parts.image(&Controller::FEATURES, &plan.start().unwrap());
-        let mut arguments = [disk("root", &images.join("standin.erofs")), network(&netdev, 1)].concat();
-        let standin = parts.start(256, &standin, &arguments, one);
-        arguments =
-            [disk("root", &images.join("controller.erofs")), disk(shares::STORE_SERIAL, store), network(&netdev, 2)]
-                .concat();
-        let share = format!("local,path={},mount_tag=xchg,security_model=none,multidevs=remap", exchange.display());
-        arguments.extend(["-virtfs".into(), share]);
-        let controller = parts.start(256, &image, &arguments, two);
-        let mut pair = Self { standin, controller, plan, _wire: wire };
-        pair.standin.port.ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", pair.standin.console()));
-        let server = program("/usr/sbin/dropbear", &["-F", "-E", "-s", "-p", "22", "-P", ""]);
-        pair.standin.port.ask(What::Run(server), PATIENCE).unwrap();
-        let ready = pair.controller.port.ready(PATIENCE);
-        ready.unwrap_or_else(|error| panic!("{error}\n{}", pair.controller.console()));
-        pair.controller.port.ask(What::Run(pair.plan.server()), PATIENCE).unwrap();
-        pair.controller_waits(pair.plan.await_guest(PATIENCE.as_millis() as u32));
-        pair.controller_waits(Controller::await_server(PATIENCE.as_millis() as u32));
-        pair
-    }
-
-    fn controller_waits(&mut self, what: What) {
-        let mut said = String::new();
-        let mut other = |report| said.push_str(&format!("{report:?}\n"));
-        if let Err(error) = self.controller.port.request(what, PATIENCE, &mut other) {
-            panic!("{error}\n{said}\n{}\n{}", self.controller.console(), self.standin.console());
-        }
-    }
-
-    /// Runs a line in the guest over SSH.
-    fn run(&mut self, line: &str) -> (Ending, String) {
-        let mut said = Vec::new();
-        let mut output = |_, bytes: &[u8]| said.extend(bytes);
-        let mut other = |report| {
-            let ended = matches!(report, Report::Ended { .. });
-            assert!(!ended, "smbd runs until the end: {report:?}");
-        };
-        let request = self.plan.in_guest(line);
-        let ending = self.controller.port.run_beside(request, PATIENCE, &mut output, &mut other).unwrap();
-        (ending, String::from_utf8_lossy(&said).into_owned())
-    }
-}
-
+/// A store with one path in it, an exchange, and a pair that is described.
 struct World {
     folder: tempfile::TempDir,
-    images: PathBuf,
     parts: Parts,
+    images: PathBuf,
+    installed: Installed,
+    spec: PairSpec,
+    keys: Keys,
 }
 
 impl World {
-    fn new() -> Result<Self, String> {
+    /// Says why and gives nothing where there is none, or nobody asked for it.
+    fn new() -> Option<Self> {
+        if std::env::var_os("ANCHORHOLD_HEAVY_TESTS").is_none() {
+            skip("ANCHORHOLD_HEAVY_TESTS is not set: a pair of machines takes half a minute");
+            return None;
+        }
+        match Self::find() {
+            Ok(world) => Some(world),
+            Err(reason) => {
+                skip(&reason);
+                None
+            }
+        }
+    }
+
+    fn find() -> Result<Self, String> {
         let (parts, images) = (parts()?, images()?);
+        let installed =
+            Installed::find(None, std::env::var_os("PATH").as_deref()).map_err(|failure| failure.to_string())?;
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let store = folder.path().join("store");
-        fs::create_dir_all(store.join("aaa-tool/bin")).unwrap();
-        fs::write(store.join("aaa-tool/bin/greet"), "#!/bin/sh\necho \"hello $1\"\n").unwrap();
+        let place = |name: &str| folder.path().join(name);
+        fs::create_dir_all(place("store/aaa-tool/bin")).unwrap();
+        fs::create_dir(place("xchg")).unwrap();
+        let greet = place("store/aaa-tool/bin/greet");
+        fs::write(&greet, "#!/bin/sh\necho \"hello $1\"\n").unwrap();
         let executable = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
-        fs::set_permissions(store.join("aaa-tool/bin/greet"), executable).unwrap();
-        fs::create_dir(folder.path().join("xchg")).unwrap();
-        let content = image::Content::Paths(vec![store.join("aaa-tool")]);
-        image::make(image::Form::Squashfs, &content, &folder.path().join("store.image"))
-            .map_err(|error| error.to_string())?;
-        Ok(Self { folder, images, parts })
+        fs::set_permissions(&greet, executable).unwrap();
+        let modules = Modules::open(&parts.kernel.modules).unwrap();
+        let side = |name: &str, tree: Initramfs| {
+            let initramfs = place(name);
+            tree.write(&mut BufWriter::new(File::create(&initramfs).unwrap())).unwrap();
+            let drives = vec![pair::root(images.join(format!("{name}.erofs")))];
+            Side { memory: 256, cores: 1, initramfs: Some(initramfs), drives }
+        };
+        let spec = PairSpec {
+            accelerator: Accelerator::Tcg,
+            cpu: "max".into(),
+            kernel: parts.elf.clone(),
+            guest: side("standin", pair::initramfs_of_guest(&modules, &parts.agent, GUEST).unwrap()),
+            controller: side("controller", pair::initramfs_of_controller(&modules, &parts.agent).unwrap()),
+            profile: Profile::built_in("standin").unwrap(),
+            store: place("store"),
+            exchange: place("xchg"),
+        };
+        let keys = Keys {
+            key: fs::read(images.join("key")).unwrap(),
+            known_hosts: fs::read(images.join("known_hosts")).unwrap(),
+        };
+        Ok(Self { folder, parts, images, installed, spec, keys })
     }
 
-    fn exchange(&self) -> PathBuf {
-        self.folder.path().join("xchg")
+    fn boot(&self) -> Result<Pair, Failure> {
+        Pair::boot(&self.installed, &self.spec, &self.keys, PairRun::default(), LIMITS)
     }
 
-    fn pair(&self, known_hosts: &[u8]) -> Pair {
-        Pair::start(self, &self.exchange(), known_hosts, Wire::Datagrams)
+    /// One that stands, and has its drives.
+    fn mounted(&self) -> Pair {
+        let mut pair = self.boot().unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
+        self.mount(&mut pair);
+        pair
     }
 
-    fn known_hosts(&self) -> Vec<u8> {
-        fs::read(self.images.join("known_hosts")).unwrap()
+    fn mount(&self, pair: &mut Pair) {
+        let mounted = pair.mount(&self.spec.store, &self.spec.exchange);
+        mounted.unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
+    }
+
+    fn job(&self) -> Job {
+        let path = |name: &str| self.images.join(name);
+        Job {
+            pair: self.spec.clone(),
+            key: path("key"),
+            known_hosts: path("known_hosts"),
+            qemu: None,
+            limits: LIMITS,
+            limit: None,
+            console_limit: 1 << 20,
+            exchange_limit: u64::MAX,
+            watched: vec![self.spec.exchange.clone()],
+        }
+    }
+
+    fn exchange(&self) -> &Path {
+        &self.spec.exchange
     }
 }
 
-/// Two machines under emulation want a processor each for as long as they live: they are tested when somebody asks for it.
-fn heavy_tests_are_wanted() -> bool {
-    std::env::var_os("ANCHORHOLD_HEAVY_TESTS").is_some()
+fn tried(pair: &mut Pair, line: &str) -> Result<(End, String), Failure> {
+    let mut said = Vec::new();
+    let end = pair.run(line, &Wait::new("a line's status", PATIENCE), &mut |bytes| {
+        said.extend(bytes);
+        Ok(())
+    })?;
+    Ok((end, String::from_utf8_lossy(&said).into_owned()))
+}
+
+fn run(pair: &mut Pair, line: &str) -> (End, String) {
+    tried(pair, line).unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence))
+}
+
+#[track_caller]
+fn is(failure: &Failure, class: FailureClass, machine: &str, words: &str) {
+    let told = failure.to_string();
+    assert_eq!((failure.class, &*failure.machine), (class, machine), "{told}\n{:?}", failure.evidence);
+    assert!(told.contains(words), "{told}");
 }
 
 #[test]
-fn a_command_runs_in_the_stand_in_with_both_shares_and_its_status_comes_back() {
-    if !heavy_tests_are_wanted() {
-        return skip("ANCHORHOLD_HEAVY_TESTS is not set: a pair of machines takes half a minute");
-    }
-    let world = match World::new() {
-        Ok(world) => world,
-        Err(reason) => return skip(&reason),
-    };
-    let odd = "line\nquote ' \" percent % dollar $(id) end ";
-    let command = Command::new("/nix/store/aaa-tool/bin/greet").arguments([odd]).variable("PATH", "/bin");
-    let command = command.directory("/tmp");
-    fs::write(world.exchange().join("nonce"), "").unwrap();
-    fs::write(
-        world.exchange().join(exchange::sh::FILE),
-        exchange::sh::run(&command, exchange::sh::LONGEST_STRING).unwrap().bytes,
-    )
-    .unwrap();
-
+fn a_command_runs_in_the_guest_with_both_drives_and_its_status_comes_back() {
+    let Some(world) = World::new() else { return };
     let began = Instant::now();
     let told = |what: &str| println!("{what}: {:.2} s", began.elapsed().as_secs_f32());
-    let mut pair = world.pair(&world.known_hosts());
-    told("SSH and SMB answer");
-    let (ending, said) = pair.run("exit 37");
-    assert_eq!(ending, Ending::Exited(37), "{said}\n{}", pair.standin.console());
-    told("first login");
+    let mut pair = world.boot().unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
+    told("stands");
+    let odd = "line\nquote ' \" percent % dollar $(id) end ";
+    let command = Command::new("/nix/store/aaa-tool/bin/greet").arguments([odd]).variable("PATH", "/bin");
+    let mut said = Vec::new();
+    let mut take = |_: bool, bytes: &[u8]| -> io::Result<()> {
+        said.extend(bytes);
+        Ok(())
+    };
+    let ended = job::in_standing(&mut pair, &world.job(), &command.directory("/tmp"), &mut take);
+    let ended = ended.unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
+    assert_eq!((ended, String::from_utf8_lossy(&said).into_owned()), (End::Status(0), format!("hello {odd}\n")));
+    told("a command has run, and the drives are given back");
 
-    // The shares, as the stand-in's profile has them mounted.
-    let profile = pair.plan.profile.clone();
-    for (_, line) in pair.plan.clone().mount_lines() {
-        let (ending, said) = pair.run(&line);
-        assert_eq!(ending, Ending::Exited(0), "{said}\n{}", pair.standin.console());
-    }
-    let (ending, said) = pair.run(&profile.probe(&profile.drives[1], "nonce"));
-    assert_eq!(ending, Ending::Exited(0), "{said}");
-    told("shares mounted");
-
-    let (ending, said) = pair.run(&profile.command.start);
-    assert_eq!((ending, said), (Ending::Exited(0), format!("hello {odd}\n")));
-    let (ending, said) = pair.run("echo made > /xchg/out && sync && exit 3");
-    assert_eq!(ending, Ending::Exited(3), "{said}");
+    // The same pair again, with a new account and a new exchange.
+    world.mount(&mut pair);
+    told("mounted again");
+    let (end, said) = run(&mut pair, "echo made > /xchg/out && exit 3");
+    assert_eq!(end, End::Status(3), "{said}");
     assert_eq!(fs::read_to_string(world.exchange().join("out")).unwrap(), "made\n");
-    told("commands run");
-    // The store is not to be written, and there is nothing in it that is not an input.
-    let (ending, _) = pair.run("echo no > /nix/store/aaa-tool/new");
-    assert_ne!(ending, Ending::Exited(0));
-    let (_, said) = pair.run("ls /nix/store");
+    let (_, said) = run(&mut pair, "ls /nix/store");
     assert_eq!(said, "aaa-tool\n");
-    // Without the password there is no way in.
+    // What a guest might leave behind: none of it is what it looks like to the guest.
+    let line = "cp /bin/busybox /xchg/set; chmod 6755 /xchg/set; mknod /xchg/device b 8 0; mknod /xchg/pipe p
+        ln -s /etc/passwd /xchg/link; chown 1234:1234 /xchg/set; true";
+    run(&mut pair, line);
+    for entry in fs::read_dir(world.exchange()).unwrap() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let entry = entry.unwrap();
+        let found = entry.metadata().unwrap();
+        assert!(found.is_file() && found.permissions().mode() & 0o6000 == 0, "{entry:?}: {found:?}");
+        assert_eq!(found.uid(), nix::unistd::geteuid().as_raw(), "{entry:?}");
+    }
+    // Without the password there is no way in, and the one of before is none any more.
     let wrong = format!(
         "mount -t cifs //192.168.0.2/xchg /tmp -o {}",
         shares::smb_options(controller::ADDRESS, &samba::Account::new("nixbld").unwrap(), false)
     );
-    let (ending, said) = pair.run(&wrong);
-    assert_ne!(ending, Ending::Exited(0), "{said}");
-    // No way out of the wire either: nobody has any other address.
-    let (ending, _) = pair.run("nc -w 1 10.0.2.2 80 < /dev/null");
-    assert_ne!(ending, Ending::Exited(0));
+    let (end, said) = run(&mut pair, &wrong);
+    assert_ne!(end, End::Status(0), "{said}");
+}
 
-    pair.controller.must(What::PowerOff);
-    pair.standin.must(What::PowerOff);
-    pair.controller.ended();
-    pair.standin.ended();
-    told("both off");
+#[test]
+fn nobody_is_reached_from_the_wire() {
+    let Some(world) = World::new() else { return };
+    // Somebody listens on the host, at every address of it.
+    let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let reached = std::net::TcpStream::connect(("127.0.0.1", port));
+    assert!(reached.is_ok(), "the host itself reaches it: {reached:?}");
+    let mut pair = world.boot().unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
+    let mut addresses =
+        vec!["127.0.0.1".to_owned(), "10.0.2.2".into(), "192.168.0.254".into(), "169.254.169.254".into()];
+    let own = std::process::Command::new("hostname").arg("-I").output().map(|output| output.stdout).unwrap_or_default();
+    addresses
+        .extend(String::from_utf8_lossy(&own).split_whitespace().filter(|one| one.contains('.')).map(str::to_owned));
+    for address in addresses {
+        let (end, said) = run(&mut pair, &format!("nc -w 2 {address} {port} < /dev/null"));
+        assert_ne!(end, End::Status(0), "{address}: {said}");
+    }
+    for server in ["192.168.0.2", "192.168.0.253", "10.0.2.3"] {
+        let (_, said) = run(&mut pair, &format!("timeout 4 nslookup example.com {server} 2>&1"));
+        assert!(!said.contains("Name:"), "{said}");
+    }
+    // The controller is the only neighbour.
+    let (_, said) = run(&mut pair, "cat /proc/net/arp; ip route; ip -6 route 2>/dev/null");
+    assert!(!said.contains("default"), "{said}");
+    let neighbours = said.lines().filter(|line| line.contains("52:54:00")).count();
+    assert_eq!(neighbours, 1, "{said}");
 }
 
 #[test]
 fn a_guest_with_another_key_is_not_logged_into() {
-    if !heavy_tests_are_wanted() {
-        return skip("ANCHORHOLD_HEAVY_TESTS is not set: a pair of machines takes half a minute");
-    }
-    let world = match World::new() {
-        Ok(world) => world,
-        Err(reason) => return skip(&reason),
-    };
+    let Some(mut world) = World::new() else { return };
     // The client's own public key, which is a good one, and not the guest's.
     let other = fs::read_to_string(world.images.join("key.pub")).unwrap();
-    let mut pair = world.pair(format!("192.168.0.1 {other}").as_bytes());
-    let (ending, said) = pair.run("true");
-    assert_eq!(ending, Ending::Exited(255));
-    assert!(said.contains("REMOTE HOST IDENTIFICATION HAS CHANGED"), "{said}");
+    world.keys.known_hosts = format!("192.168.0.1 {other}").into_bytes();
+    is(&world.boot().unwrap_err(), FailureClass::WrongKey, "guest", "logging into the guest failed");
+}
+
+#[test]
+fn a_guest_whose_port_is_open_and_silent_is_told_from_one_that_is_not_there() {
+    let Some(mut world) = World::new() else { return };
+    let modules = Modules::open(&world.parts.kernel.modules).unwrap();
+    let mut start = root_and_network(GUEST);
+    let silent = Command::new("/bin/nc").arguments(["-lk", "-p", "22", "-e", "/bin/sleep", "1000"]);
+    let command = Ok(silent.variable("PATH", "/bin"));
+    start.push(What::Run(RunRequest { command, user: None, streams: Streams::Together, alone: false }));
+    let features = [Feature::Virtio, Feature::Port, Feature::Network, Feature::Disk, Feature::Erofs];
+    let tree = anchorhold_vmm::agent::image(&world.parts.agent, &modules.closure(features).unwrap(), &start).unwrap();
+    let initramfs = world.folder.path().join("silent");
+    tree.write(&mut BufWriter::new(File::create(&initramfs).unwrap())).unwrap();
+    world.spec.guest.initramfs = Some(initramfs);
+    let limits = Limits { boot: Duration::from_secs(60), ..LIMITS };
+    let failure = Pair::boot(&world.installed, &world.spec, &world.keys, PairRun::default(), limits).unwrap_err();
+    is(&failure, FailureClass::SshSilent, "guest", "the guest's SSH server");
+}
+
+#[test]
+fn whichever_machine_is_killed_is_named_at_once() {
+    let Some(world) = World::new() else { return };
+    for machine in ["guest", "controller"] {
+        let mut pair = world.mounted();
+        let (guest, controller) = pair.machines();
+        let id = if machine == "guest" { guest.unwrap().process_id() } else { controller.process_id() };
+        let id = nix::unistd::Pid::from_raw(id.cast_signed());
+        // It is known to be in the middle of the command by what that says.
+        let mut killed = false;
+        let failure = pair.run("echo begun; sleep 1000", &Wait::new("the command's status", PATIENCE), &mut |_| {
+            if !std::mem::replace(&mut killed, true) {
+                nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGKILL).unwrap();
+            }
+            Ok(())
+        });
+        is(&failure.unwrap_err(), FailureClass::QemuKilled, machine, "the command's status");
+    }
+}
+
+#[test]
+fn a_wire_that_is_cut_ends_the_session_and_never_makes_a_status() {
+    let Some(world) = World::new() else { return };
+    let mut pair = world.boot().unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
+    // With the wire whole the command's own 255 is a status.
+    let command = |script: &str| Command::new("/bin/sh").arguments(["-c", script]).variable("PATH", "/bin");
+    let ended = job::in_standing(&mut pair, &world.job(), &command("exit 255"), &mut |_, _| Ok(()));
+    assert_eq!(ended.unwrap_or_else(|failure| panic!("{failure}")), End::Status(255));
+    let (_, controller) = pair.machines();
+    controller.execute("set_link", &json!({ "name": "wire0", "up": false })).unwrap();
+    let _ = fs::remove_file(world.exchange().join(job::STATUS_FILE));
+    // What mounts the drives is the first to notice.
+    let failure = job::in_standing(&mut pair, &world.job(), &command("exit 0"), &mut |_, _| Ok(())).unwrap_err();
+    is(&failure, FailureClass::SessionLost, "guest", "255");
+}
+
+#[test]
+fn a_guest_that_freezes_has_no_status() {
+    let Some(world) = World::new() else { return };
+    let mut pair = world.boot().unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
+    let mut job = world.job();
+    let command = Command::new("/bin/sh").arguments(["-c", "echo begun; poweroff -f"]).variable("PATH", "/bin");
+    let failure = job::in_standing(&mut pair, &job, &command, &mut |_, _| Ok(())).unwrap_err();
+    is(&failure, FailureClass::PowerOff, "guest", "the command's status");
+    // And one that does nothing for ever ends by its deadline.
+    let mut pair = world.boot().unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
+    job.limit = Some(3000);
+    let command = Command::new("/bin/sh").arguments(["-c", "sleep 1000"]).variable("PATH", "/bin");
+    let failure = job::in_standing(&mut pair, &job, &command, &mut |_, _| Ok(())).unwrap_err();
+    is(&failure, FailureClass::Deadline, "guest", "within 3.0 s");
 }
 
 /// A file system of its own, which goes with this.
@@ -261,11 +318,11 @@ struct Limited {
 }
 
 impl Limited {
-    fn new(place: PathBuf, size: &str) -> Result<Self, String> {
+    fn new(place: &Path, size: &str) -> Result<Self, String> {
         let options = format!("size={size}");
-        nix::mount::mount(Some("tmpfs"), &place, Some("tmpfs"), nix::mount::MsFlags::empty(), Some(options.as_str()))
+        nix::mount::mount(Some("tmpfs"), place, Some("tmpfs"), nix::mount::MsFlags::empty(), Some(options.as_str()))
             .map_err(|errno| format!("no file system of limited size can be mounted here: {errno}"))?;
-        Ok(Self { place })
+        Ok(Self { place: place.to_owned() })
     }
 }
 
@@ -276,45 +333,41 @@ impl Drop for Limited {
 }
 
 /// The hole: with a client's cache on, a guest's tools report lost writes as done. Two protections: shares that are written
-/// have no such cache, and the host looks itself. On the other wire, so that it has its turn.
+/// have no such cache, and the host looks itself.
 #[test]
 fn a_full_exchange_is_noticed_whatever_the_guest_says() {
-    if !heavy_tests_are_wanted() {
-        return skip("ANCHORHOLD_HEAVY_TESTS is not set: a pair of machines takes half a minute");
-    }
-    let world = match World::new() {
-        Ok(world) => world,
-        Err(reason) => return skip(&reason),
-    };
+    let Some(world) = World::new() else { return };
     let _limited = match Limited::new(world.exchange(), "2m") {
         Ok(limited) => limited,
         Err(reason) => return skip(&reason),
     };
-    let switch = wire::Switch::start(Path::new("vde_switch"), world.folder.path(), wire::SWITCH_PATIENCE);
-    let switch = match switch {
-        Ok(switch) => switch,
-        Err(error) => return skip(&error.to_string()),
-    };
-    shares::exchange::check_limited(&world.exchange(), 2 << 20).unwrap();
-    let watch = shares::exchange::Watch::begin(&world.exchange()).unwrap();
-    let mut pair = Pair::start(&world, &world.exchange(), &world.known_hosts(), Wire::Switch(switch));
-
-    let profile = pair.plan.profile.clone();
-    let line = profile.mount(&profile.drives[1], controller::ADDRESS, &pair.plan.account);
+    let mut pair = world.mounted();
+    let profile = pair.profile().clone();
+    let drive = &profile.drives[1];
     let fill = "dd if=/dev/zero of=/xchg/big bs=64k count=100 2>/dev/null; echo x > /xchg/small && sync";
-    // With the protection off.
-    let (ending, said) = pair.run(&line.replace("cache=none", "cache=loose"));
-    assert_eq!(ending, Ending::Exited(0), "{said}");
-    let (ending, said) = pair.run(&format!("{fill}; s=$?; umount /xchg; exit $s"));
-    assert_eq!((ending, said.as_str()), (Ending::Exited(0), ""), "the guest believes it");
+    // With the protections off.
+    let (end, said) = run(&mut pair, &profile.unmount(drive));
+    assert_eq!(end, End::Status(0), "{said}");
+    let line = profile.mount(drive, controller::ADDRESS, pair.account()).replace("cache=none", "cache=loose");
+    let (end, said) = run(&mut pair, &line);
+    assert_eq!(end, End::Status(0), "{said}");
+    let (end, said) = run(&mut pair, &format!("{fill}; s=$?; umount /xchg; exit $s"));
+    assert_eq!((end, said.as_str()), (End::Status(0), ""), "the guest believes it");
     assert_eq!(fs::read(world.exchange().join("small")).unwrap(), b"", "and it is lost");
-    // With it on.
-    let (ending, said) = pair.run(&line);
-    assert_eq!(ending, Ending::Exited(0), "{said}");
-    let (ending, said) = pair.run(fill);
-    assert_ne!(ending, Ending::Exited(0), "{said}");
-    // And though there is room again by now, what the guest said is not to be believed.
+    // With them on: the guest is told.
+    for name in ["big", "small"] {
+        fs::remove_file(world.exchange().join(name)).unwrap();
+    }
+    let line = profile.mount(drive, controller::ADDRESS, pair.account());
+    let (end, said) = run(&mut pair, &line);
+    assert_eq!(end, End::Status(0), "{said}");
+    let (end, said) = run(&mut pair, fill);
+    assert_ne!(end, End::Status(0), "{said}");
+    // And what it makes of that is not believed, though there is room again in the end.
     fs::remove_file(world.exchange().join("big")).unwrap();
-    let error = watch.end().unwrap_err().to_string();
-    assert!(error.contains("ran full"), "{error}");
+    pair.unmount().unwrap_or_else(|failure| panic!("{failure}"));
+    let script = format!("{fill}; rm /xchg/big; exit 0");
+    let command = Command::new("/bin/sh").arguments(["-c".to_owned(), script]).variable("PATH", "/bin");
+    let failure = job::in_standing(&mut pair, &world.job(), &command, &mut |_, _| Ok(())).unwrap_err();
+    is(&failure, FailureClass::ExchangeFull, "", "ran full");
 }

@@ -10,13 +10,17 @@ use serde_json::{Value, json};
 use crate::world::has_machines;
 
 /// A store with busybox in it.
-struct Store {
-    world: World,
+pub struct Store {
+    pub world: World,
     tools: String,
+    /// What its derivations require.
+    pub feature: &'static str,
+    /// Settings for its builds, by `--option`.
+    pub settings: Vec<(&'static str, String)>,
 }
 
 impl Store {
-    fn new() -> Option<Self> {
+    pub fn new() -> Option<Self> {
         if !has_machines() {
             return None;
         }
@@ -28,7 +32,7 @@ impl Store {
             return None;
         };
         let tools = world.said(&["add", tools.to_str().unwrap()]).trim().to_owned();
-        Some(Self { world, tools })
+        Some(Self { world, tools, feature: "linux-vm", settings: Vec::new() })
     }
 
     fn command(&self, words: &[&str]) -> Command {
@@ -38,12 +42,12 @@ impl Store {
     }
 
     /// Builds what this script of busybox's shell makes; `b` is busybox. These attributes are added.
-    fn build(&self, script: &str, attributes: Value) -> Output {
+    pub fn build(&self, script: &str, attributes: Value) -> Output {
         let busybox = format!("{}/busybox", self.tools);
         let mut derivation = json!({
             "name": "made", "system": format!("{}-linux", std::env::consts::ARCH), "builder": busybox,
             "args": ["sh", "-ec", format!("b={busybox}\n{script}")], "inputDrvs": {}, "inputSrcs": [self.tools],
-            "outputs": { "out": {} }, "env": { "requiredSystemFeatures": "linux-vm" },
+            "outputs": { "out": {} }, "env": { "requiredSystemFeatures": self.feature },
         });
         for (name, value) in attributes.as_object().unwrap() {
             derivation["env"][name] = value.clone();
@@ -52,12 +56,16 @@ impl Store {
         let added = self.command(&["derivation", "add"]).arg(&file).output().unwrap();
         assert!(added.status.success(), "{}", text(&added.stderr));
         let path = text(&added.stdout);
-        self.command(&["build", "--option", "accel", "tcg", path.trim()]).output().unwrap()
+        let mut command = self.command(&["build", "--option", "accel", "tcg"]);
+        for (name, value) in &self.settings {
+            command.args(["--option", name, value]);
+        }
+        command.arg(path.trim()).output().unwrap()
     }
 
     /// What the only output holds.
     #[track_caller]
-    fn built(&self, script: &str, attributes: Value) -> String {
+    pub fn built(&self, script: &str, attributes: Value) -> String {
         let output = self.build(script, attributes);
         assert!(output.status.success(), "{}", text(&output.stderr));
         let path: PathBuf = self.world.real(text(&output.stdout).trim());
@@ -66,7 +74,7 @@ impl Store {
 
     /// What a failure says.
     #[track_caller]
-    fn failure(&self, script: &str, attributes: Value) -> String {
+    pub fn failure(&self, script: &str, attributes: Value) -> String {
         let output = self.build(script, attributes);
         assert!(!output.status.success());
         text(&output.stderr)

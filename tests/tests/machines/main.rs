@@ -4,6 +4,7 @@ mod builds;
 mod control;
 mod failures;
 mod memory;
+mod pairs;
 mod pretender;
 mod vm_run;
 mod world;

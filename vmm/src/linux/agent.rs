@@ -10,12 +10,25 @@ use crate::process::Exit;
 use crate::readiness::{Verdict, Wait, Watch};
 use crate::report::{Ending, Frames, PORT_NAME, Report, Request, RunRequest, What};
 
+/// How much of what a server says is kept, in bytes.
+const KEPT_WORDS: usize = 2 << 10;
+
 /// The agent, as its host hears it.
 #[derive(Debug, Default)]
 pub struct Agent {
     frames: Frames,
     last_number: u32,
     reports: VecDeque<Report>,
+    neighbour: Option<Machine>,
+    servers: Vec<Server>,
+}
+
+/// A program that runs until the end of its machine.
+#[derive(Debug)]
+struct Server {
+    number: u32,
+    name: String,
+    last_words: String,
 }
 
 /// How a program in a guest ended.
@@ -30,6 +43,43 @@ pub enum End {
 }
 
 impl Agent {
+    /// The agent of a machine that is nothing without another one: whatever ends a wait for that one ends each of this one's.
+    pub fn beside(neighbour: Machine) -> Self {
+        Self { neighbour: Some(neighbour), ..Self::default() }
+    }
+
+    /// The other machine.
+    pub fn neighbour(&mut self) -> Option<&mut Machine> {
+        self.neighbour.as_mut()
+    }
+
+    /// The other machine, to have it by itself.
+    pub fn into_neighbour(self) -> Option<Machine> {
+        self.neighbour
+    }
+
+    /// Says that a program runs already under this number, which must not end: of a machine that was revived. Requests are
+    /// counted from behind it.
+    pub fn expect_server(&mut self, number: u32, name: &str) {
+        self.last_number = self.last_number.max(number);
+        self.servers.push(Server { number, name: name.to_owned(), last_words: String::new() });
+    }
+
+    /// Counts requests from behind this number.
+    pub fn skip_numbers(&mut self, last: u32) {
+        self.last_number = self.last_number.max(last);
+    }
+
+    /// Starts a program that must not end before the machine does; its number.
+    ///
+    /// # Errors
+    /// As [`Agent::ask`].
+    pub fn serve(&mut self, machine: &mut Machine, name: &str, run: RunRequest) -> Result<u32, Failure> {
+        let number = self.ask(machine, What::Run(run))?;
+        self.expect_server(number, name);
+        Ok(number)
+    }
+
     /// Waits until the agent is ready; the release of its kernel, and how long that had run.
     ///
     /// # Errors
@@ -130,15 +180,29 @@ impl Agent {
         mut look: impl FnMut(Report) -> Verdict<T>,
     ) -> Result<T, Failure> {
         let mut watch = Watch::new(machine, wait);
+        let mut beside = self.neighbour.as_ref().map(|neighbour| Watch::new(neighbour, wait));
         loop {
             while let Some(report) = self.reports.pop_front() {
+                if let Some(what) = self.of_server(&report) {
+                    return Err(watch.fail(machine, FailureClass::GuestRefused, &what));
+                }
                 match look(report) {
                     Verdict::GoOn => {}
                     Verdict::Done(found) => return Ok(found),
                     Verdict::Fail(class, what) => return Err(watch.fail(machine, class, &what)),
                 }
             }
-            let event = machine.next(watch.next_look())?;
+            let mut next_look = watch.next_look();
+            let mut others = Vec::new();
+            if let (Some(neighbour), Some(watch)) = (&mut self.neighbour, &mut beside) {
+                while let Some(event) = neighbour.happened()? {
+                    watch.see(neighbour, &event)?;
+                }
+                watch.see(neighbour, &Event::Nothing)?;
+                next_look = next_look.min(watch.next_look());
+                others = neighbour.descriptors();
+            }
+            let Some(event) = machine.next_or(next_look, &others)? else { continue };
             if let Event::Port(name, bytes) = &event
                 && name == PORT_NAME
                 && let Err(why) = self.take(bytes)
@@ -148,6 +212,30 @@ impl Agent {
                 return Err(watch.fail(machine, FailureClass::BadReport, &format!("the guest's port: {why}")));
             }
             watch.see(machine, &event)?;
+        }
+    }
+
+    /// Hears what a server says; that it has ended, in words.
+    fn of_server(&mut self, report: &Report) -> Option<String> {
+        let (Report::Output { number, .. } | Report::Ended { number, .. } | Report::Failed { number, .. }) = report
+        else {
+            return None;
+        };
+        let server = self.servers.iter_mut().find(|server| server.number == *number)?;
+        match report {
+            Report::Output { bytes, .. } => {
+                server.last_words.push_str(&String::from_utf8_lossy(bytes));
+                let mut from = server.last_words.len().saturating_sub(KEPT_WORDS);
+                while !server.last_words.is_char_boundary(from) {
+                    from += 1;
+                }
+                server.last_words.drain(..from);
+                None
+            }
+            other => {
+                let words = server.last_words.trim().lines().next_back().unwrap_or_default().escape_debug();
+                Some(format!("{}, which must not end, has ended ({other:?}); it last said “{words}”", server.name))
+            }
         }
     }
 

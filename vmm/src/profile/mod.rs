@@ -290,10 +290,10 @@ impl Profile {
         self.of_drive(&self.shares.unmount, drive)
     }
 
-    /// The line that succeeds when this file can be read on a drive; the file's name is of letters and digits.
+    /// The line that succeeds when this file can be read on a drive. Of its name the letters that a path of the store can have are taken.
     pub fn probe(&self, drive: &Drive, file: &str) -> String {
         let file: String =
-            file.chars().filter(|letter| letter.is_ascii_alphanumeric() || "-_".contains(*letter)).collect();
+            file.chars().filter(|letter| letter.is_ascii_alphanumeric() || "-_.+=?".contains(*letter)).collect();
         self.of_drive(&self.shares.probe, drive).replace("{probe}", &file)
     }
 

@@ -150,6 +150,7 @@ impl Samba {
              disable spoolss = yes\n\
              rpc start on demand helpers = no\n\
              store dos attributes = no\n\
+             map archive = no\n\
              ea support = no\n\
              unix extensions = no\n\
              wide links = no\n\

@@ -1,0 +1,235 @@
+//! Builds whose builder runs in a guest that is reached by the network alone: those that require the feature `windows-vm`.
+//!
+//! The guest has the store with the inputs and the outputs to be on one drive, and the exchange on another; the build directory
+//! lies in the exchange. Whatever the guest writes beside these two is in the room's memory and gone with it.
+
+use std::fs;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anchorhold_sandbox::Room;
+use anchorhold_sandbox::quantity::Size;
+use anchorhold_sandbox::room::{Entry, Output};
+use anchorhold_vmm::failure::{Failure, FailureClass};
+use anchorhold_vmm::initramfs::Initramfs;
+use anchorhold_vmm::kernel::Modules;
+use anchorhold_vmm::linux::PrepareError;
+use anchorhold_vmm::pair::job::Job;
+use anchorhold_vmm::pair::{self, CONTROLLER_MEMORY, Limits, PairSpec, Side};
+use anchorhold_vmm::profile::{Drive, Profile, System};
+use anchorhold_vmm::shares;
+
+use super::build::Wishes;
+use super::{Ground, Machines, Order, Prepared, SYSTEM_CACHE, Work, cpu, room, write_order};
+
+/// The images, in the room.
+const IMAGES: &str = "/machine/images";
+/// The store in the room, where the host's QEMU needs /nix/store for itself.
+const STORE_ASIDE: &str = "/machine/store";
+/// The build directory, in the exchange.
+const BUILD: &str = "build";
+/// How long both machines may take until SSH answers, under emulation on a busy host.
+const BOOT: Duration = Duration::from_secs(300);
+/// The same of a Windows.
+const BOOT_OF_WINDOWS: Duration = Duration::from_secs(1800);
+/// How long a machine that starts may do nothing.
+const STALL: Duration = Duration::from_secs(60);
+
+/// A guest that a pair can have.
+#[derive(Debug, Clone)]
+pub struct GuestImage {
+    /// What it is.
+    pub profile: Profile,
+    /// The folder with its files.
+    folder: PathBuf,
+    /// Its disk.
+    disk: PathBuf,
+}
+
+impl Machines {
+    /// Whether the guest of the settings is there, and its controller.
+    pub fn has_guest(&self) -> bool {
+        self.guest.is_some() && self.guest_image(None).is_ok()
+    }
+
+    /// The guest of this name, or that of the settings. A name is a plain word: a derivation gives it.
+    ///
+    /// # Errors
+    /// [`FailureClass::NoImage`].
+    pub fn guest_image(&self, name: Option<&str>) -> Result<GuestImage, Failure> {
+        let none = |what: String| Failure::new(FailureClass::NoImage, what);
+        let name = name.or(self.guest.as_deref()).ok_or_else(|| none("no guest is named".to_owned()))?;
+        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '-' || letter == '_';
+        if name.is_empty() || name.len() > 40 || !name.chars().all(is_plain) {
+            return Err(none(format!("{name:?} is no guest's name: letters, digits, - and _")));
+        }
+        let made = |cache: &Path| cache.join("guest-images");
+        let places = match &self.images {
+            Some(named) => vec![named.clone()],
+            None => vec![made(&self.cache), made(Path::new(SYSTEM_CACHE))],
+        };
+        let has_controller = |place: &&PathBuf| place.join("controller.erofs").is_file();
+        let folder = places.iter().find(has_controller).cloned().ok_or_else(|| {
+            let looked = places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ");
+            none(format!("there is no controller.erofs in {looked}"))
+        })?;
+        let own = folder.join(format!("{name}.toml"));
+        let profile = match fs::read_to_string(&own) {
+            Ok(text) => Profile::parse(&text).map_err(|error| none(format!("{}: {error}", own.display())))?,
+            Err(_) => Profile::built_in(name).map_err(|error| none(error.to_string()))?,
+        };
+        if profile.system == System::Windows {
+            let what = format!("the guest {name} is a Windows, and this version makes no disk of one");
+            return Err(none(what));
+        }
+        let disk = folder.join(format!("{name}.erofs"));
+        for needed in [&disk, &folder.join("key"), &folder.join("known_hosts")] {
+            if !needed.is_file() {
+                return Err(none(format!("the guest {name} has no {}", needed.display())));
+            }
+        }
+        Ok(GuestImage { profile, folder, disk })
+    }
+}
+
+/// The drive of a share.
+fn drive<'a>(profile: &'a Profile, share: &str) -> Result<&'a Drive, Failure> {
+    profile.drives.iter().find(|drive| drive.share == share).ok_or_else(|| {
+        Failure::new(FailureClass::NoShare, format!("the guest {} has no drive of the share {share}", profile.name))
+    })
+}
+
+/// Where the guest has the build directory.
+///
+/// # Errors
+/// A profile without a drive for it.
+pub fn build_directory(profile: &Profile) -> Result<String, Failure> {
+    let exchange = drive(profile, shares::EXCHANGE)?;
+    Ok(format!("{}/{BUILD}", exchange.path.trim_end_matches('/')))
+}
+
+/// The room of a pair in whose guest the builder of `room` runs; as for [`super::build::in_machine`].
+///
+/// # Errors
+/// What is missing, or cannot be shown to this guest.
+pub fn in_pair(
+    room: &Room,
+    machines: &Machines,
+    wishes: &Wishes,
+    image: &GuestImage,
+    work: &Path,
+    owner: Option<(u32, u32)>,
+) -> Result<Room, Failure> {
+    let profile = &image.profile;
+    let exchange = PathBuf::from(drive(profile, shares::EXCHANGE)?.path.trim_end_matches('/'));
+    let guests_store = PathBuf::from(&drive(profile, shares::STORE_SHARE)?.path);
+    let ground = Ground::lay(machines, work, owner)?;
+    let store = if ground.qemu.starts_with("/nix/store") { PathBuf::from(STORE_ASIDE) } else { guests_store.clone() };
+
+    // In the room everything stands where it stands in the guest, but for a QEMU that comes from a store.
+    let mut shown = Vec::new();
+    let memory = |inside: &Path, size| Entry::Tmpfs { inside: inside.to_owned(), size, mode: 0o1777, noexec: true };
+    shown.push(memory(&exchange, Size::Bytes(machines.exchange)));
+    let mut watched = vec![exchange.clone()];
+    for entry in &room.mounts {
+        let Entry::Bind { inside, outside, writable, optional, noexec } = entry else { continue };
+        let place = match inside.strip_prefix(&guests_store) {
+            Ok(below) if below.as_os_str().is_empty() => store.clone(),
+            Ok(below) => store.join(below),
+            Err(_) if inside.starts_with(&exchange) => inside.clone(),
+            // The guest has its own /tmp and its own programs.
+            Err(_) => continue,
+        };
+        if *writable {
+            watched.push(place.clone());
+        }
+        let outside = Some(outside.clone().unwrap_or_else(|| inside.clone()));
+        shown.push(Entry::Bind { inside: place, outside, writable: *writable, optional: *optional, noexec: *noexec });
+    }
+    if !watched.contains(&store) {
+        let what =
+            format!("the guest {} has the store at {}, this one is elsewhere", profile.name, guests_store.display());
+        return Err(Failure::new(FailureClass::NoShare, what));
+    }
+
+    let in_room = |file: &Path| Path::new(IMAGES).join(file.file_name().unwrap_or_default());
+    let [controller_disk, key, known_hosts] =
+        ["controller.erofs", "key", "known_hosts"].map(|name| image.folder.join(name));
+    for file in [&image.disk, &controller_disk, &key, &known_hosts] {
+        shown.push(Entry::Bind {
+            inside: in_room(file),
+            outside: Some(file.clone()),
+            writable: false,
+            optional: false,
+            noexec: true,
+        });
+    }
+    let modules = Modules::open(&ground.kernel.modules).map_err(PrepareError::from)?;
+    let kernel = ground.kernel.extracted(&machines.cache.join("kernels")).map_err(PrepareError::from)?;
+    let side = |name: &str, memory: u64, cores: u32, tree: Initramfs, disk: &Path| -> Result<Side, Failure> {
+        let name = format!("initramfs.{name}");
+        write_initramfs(&tree, memory, &ground.order.join(&name))?;
+        let initramfs = Some(Path::new(room::ORDER).join(name));
+        Ok(Side { memory, cores, initramfs, drives: vec![pair::root(in_room(disk))] })
+    };
+    let guest = pair::initramfs_of_guest(&modules, &ground.agent, profile.reach.address)?;
+    let controller = pair::initramfs_of_controller(&modules, &ground.agent)?;
+    let spec = PairSpec {
+        accelerator: ground.accelerator,
+        cpu: cpu(ground.accelerator).to_owned(),
+        kernel: room::KERNEL.into(),
+        guest: side(pair::GUEST, wishes.memory(machines), wishes.cores(), guest, &image.disk)?,
+        controller: side(pair::CONTROLLER, CONTROLLER_MEMORY, 1, controller, &controller_disk)?,
+        profile: profile.clone(),
+        store,
+        exchange,
+    };
+    let boot = if profile.system == System::Windows { BOOT_OF_WINDOWS } else { BOOT };
+    let job = Job {
+        pair: spec,
+        key: in_room(&key),
+        known_hosts: in_room(&known_hosts),
+        qemu: Some(ground.qemu.clone()),
+        limits: Limits { boot, stall: STALL },
+        limit: None,
+        console_limit: 16 << 20,
+        // A file system of memory has whole pages.
+        exchange_limit: machines.exchange + (64 << 10),
+        watched,
+    };
+    let process = &room.process;
+    let order = Order { work: Work::Pair(Box::new(job)), hooks: wishes.hooks(process) };
+    write_order(&ground.order, &order, &super::build::command(process))?;
+    let prepared = Prepared {
+        qemu: ground.qemu,
+        kernel,
+        order: ground.order,
+        result: ground.result,
+        accelerator: ground.accelerator,
+    };
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::new(FailureClass::QemuRefused, format!("finding this program: {error}")))?;
+    let mut made = room::room(room::Parts {
+        prepared: &prepared,
+        program: &program,
+        shown,
+        outside: room.identity.outside,
+        limits: room.limits.clone(),
+        output: Output::Log,
+    });
+    if !order.hooks.is_empty() {
+        made.process.environment.clone_from(&process.environment);
+        made.process.directory.clone_from(&process.directory);
+    }
+    Ok(made)
+}
+
+fn write_initramfs(tree: &Initramfs, memory: u64, to: &Path) -> Result<(), Failure> {
+    tree.check_fits(memory << 20).map_err(PrepareError::from)?;
+    let io = |source| PrepareError::Io { doing: format!("writing {}", to.display()), source };
+    let mut file = BufWriter::new(fs::File::create(to).map_err(io)?);
+    tree.write(&mut file).map_err(PrepareError::from)?;
+    file.flush().map_err(io)?;
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! One command in the guest of a pair, from two cold machines to its status.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Keys, Limits, Pair, PairRun, PairSpec, SSH_FAILED};
+use crate::exchange::{Command, sh, windows};
+use crate::failure::{Failure, FailureClass};
+use crate::linux::{Done, End};
+use crate::machine::Run;
+use crate::profile::{Language, Profile};
+use crate::qemu::Installed;
+use crate::readiness::Wait;
+use crate::shares::exchange::{ExchangeError, Watch, check_limited};
+
+/// The file in the exchange into which the guest's shell writes the command's status. The status that counts is ssh's; this
+/// one tells a command that ended with 255 from an ssh that failed.
+pub const STATUS_FILE: &str = "status";
+/// The longest such file, in bytes.
+const LONGEST_STATUS: u64 = 16;
+/// The consoles' files, below the directory for them.
+pub const CONSOLES: [&str; 2] = ["guest.log", "controller.log"];
+/// The picture of the guest's display when it fails.
+const SCREENSHOT: &str = "guest.png";
+
+/// A pair and what it is to do: plain data, but for the command. Paths are those of the room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Job {
+    /// The machines.
+    pub pair: PairSpec,
+    /// The file of the private key.
+    pub key: PathBuf,
+    /// The file of the guest's host key.
+    pub known_hosts: PathBuf,
+    /// Which QEMU; the first in PATH when none is named.
+    pub qemu: Option<PathBuf>,
+    /// How long the start may take.
+    pub limits: Limits,
+    /// How long the command may take, in milliseconds; no bound if none.
+    pub limit: Option<u64>,
+    /// How many bytes each console may say.
+    pub console_limit: u64,
+    /// How many bytes the exchange may have at most.
+    pub exchange_limit: u64,
+    /// Directories that the guest writes: each is watched for the end of its room.
+    pub watched: Vec<PathBuf>,
+}
+
+/// Starts both machines, runs `command` in the guest, and ends the machines. The consoles go to files in `consoles`.
+///
+/// # Errors
+/// A [`Failure`] whenever there is no status of the command, and when something that it wrote may be lost.
+pub fn run(
+    job: &Job,
+    command: &Command,
+    consoles: &Path,
+    output: &mut dyn FnMut(bool, &[u8]) -> io::Result<()>,
+) -> Result<Done, Failure> {
+    let installed = Installed::find(job.qemu.as_deref(), std::env::var_os("PATH").as_deref())?;
+    installed.check(&job.pair.guest_machine())?;
+    installed.check(&job.pair.controller_machine())?;
+    let begun = Instant::now();
+    let console =
+        |name: &str| Run { console_log: Some(consoles.join(name)), console_limit: job.console_limit, ..Run::default() };
+    let run = PairRun {
+        guest: Run { screenshot: Some(consoles.join(SCREENSHOT)), ..console(CONSOLES[0]) },
+        controller: console(CONSOLES[1]),
+    };
+    let read = |path: &Path| {
+        fs::read(path)
+            .map_err(|error| Failure::new(FailureClass::NoKernel, format!("reading {}: {error}", path.display())))
+    };
+    let keys = Keys { key: read(&job.key)?, known_hosts: read(&job.known_hosts)? };
+    let mut pair = Pair::boot(&installed, &job.pair, &keys, run, job.limits)?;
+    let ready_after = begun.elapsed();
+    let end = in_standing(&mut pair, job, command, output)?;
+    Ok(Done { end, qemu: pair.machines().1.build().to_owned(), kernel: pair.kernel().to_owned(), ready_after })
+}
+
+/// Runs `command` in the guest of a pair that stands, however it came to.
+///
+/// # Errors
+/// As [`run`].
+pub fn in_standing(
+    pair: &mut Pair,
+    job: &Job,
+    command: &Command,
+    output: &mut dyn FnMut(bool, &[u8]) -> io::Result<()>,
+) -> Result<End, Failure> {
+    let exchange = &job.pair.exchange;
+    check_limited(exchange, job.exchange_limit).map_err(|error| full(&error))?;
+    let left_out = write_command(&job.pair.profile, command, exchange)?;
+    if !left_out.is_empty() {
+        let line = format!(
+            "anchorhold: too long for any program of the guest, and known to its shell alone: {}\n",
+            left_out.join(", ")
+        );
+        let _ = output(true, line.as_bytes());
+    }
+    pair.mount(&job.pair.store, exchange)?;
+    let watches = job.watched.iter().map(|directory| Watch::begin(directory)).collect::<Result<Vec<_>, _>>();
+    let watches = watches.map_err(|error| full(&error))?;
+    let limit = job.limit.map_or(Duration::MAX, Duration::from_millis);
+    let mut last = Vec::new();
+    let start = job.pair.profile.command.start.clone();
+    let end = pair.run(&start, &Wait::new("the command's status", limit), &mut |bytes| {
+        last.splice(.., bytes[bytes.len().saturating_sub(400)..].iter().copied());
+        output(false, bytes)
+    })?;
+    if end == End::Status(SSH_FAILED) && told_status(exchange) != Some(SSH_FAILED) {
+        let words = super::last_line(&String::from_utf8_lossy(&last));
+        let what = format!(
+            "ssh ended with its own status {SSH_FAILED} and the guest told none; the last that came was “{words}”"
+        );
+        return Err(pair.guest_failed(FailureClass::SessionLost, &what));
+    }
+    let unmounted = pair.unmount();
+    // What ran full is the cause of everything else.
+    for watch in watches {
+        watch.end().map_err(|error| full(&error))?;
+    }
+    unmounted?;
+    Ok(end)
+}
+
+/// Puts the command into the exchange in the form that the guest reads; the names of variables that its programs cannot have.
+fn write_command(profile: &Profile, command: &Command, exchange: &Path) -> Result<Vec<String>, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::new(FailureClass::NoShare, format!("putting the command into {}: {error}", exchange.display()))
+    };
+    let longest = profile.command.longest_variable;
+    let mut left_out = Vec::new();
+    let files = match profile.command.form {
+        Language::Sh => {
+            let text = sh::run(command, longest).map_err(|error| failed(&error))?;
+            left_out.extend(text.not_exported.iter().map(|name| name.to_string_lossy().into_owned()));
+            vec![(sh::FILE, text.bytes)]
+        }
+        Language::Powershell => {
+            windows::check(command).map_err(|error| failed(&error))?;
+            let bytes = command.encode().map_err(|error| failed(&error))?;
+            vec![(crate::exchange::COMMAND_FILE, bytes), (windows::READER_FILE, windows::READER.as_bytes().to_vec())]
+        }
+        Language::Cmd => vec![(windows::CMD_FILE, windows::cmd(command).map_err(|error| failed(&error))?)],
+    };
+    for (name, bytes) in files {
+        fs::write(exchange.join(name), bytes).map_err(|error| failed(&error))?;
+    }
+    Ok(left_out)
+}
+
+/// The status in the exchange, which the guest wrote and may be anything.
+fn told_status(exchange: &Path) -> Option<u8> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file =
+        OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(exchange.join(STATUS_FILE)).ok()?;
+    let mut text = String::new();
+    file.take(LONGEST_STATUS).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn full(error: &ExchangeError) -> Failure {
+    Failure::new(FailureClass::ExchangeFull, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_in_the_exchange_is_a_number_in_a_file_and_nothing_else() {
+        let place = tempfile::tempdir().unwrap();
+        let told = || told_status(place.path());
+        let file = place.path().join(STATUS_FILE);
+        assert_eq!(told(), None);
+        for (text, status) in [("255\n", Some(255)), ("0", Some(0)), ("256", None), ("", None), ("3 4", None)] {
+            fs::write(&file, text).unwrap();
+            assert_eq!(told(), status, "{text}");
+        }
+        fs::rename(&file, place.path().join("other")).unwrap();
+        std::os::unix::fs::symlink("other", &file).unwrap();
+        assert_eq!(told(), None, "a link is not followed");
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
+        assert_eq!(told(), None);
+    }
+
+    #[test]
+    fn each_form_of_a_command_is_put_where_its_reader_looks() {
+        let place = tempfile::tempdir().unwrap();
+        let mut profile = Profile::built_in("standin").unwrap();
+        let command = Command::new("/bin/true").variable("LONG", "x".repeat(200 << 10));
+        assert_eq!(write_command(&profile, &command, place.path()).unwrap(), ["LONG"]);
+        for (form, file) in [(Language::Powershell, "command.ps1"), (Language::Cmd, "command.cmd")] {
+            profile.command.form = form;
+            write_command(&profile, &Command::new("/bin/true"), place.path()).unwrap();
+            assert!(place.path().join(file).exists());
+        }
+        assert!(place.path().join("command.sh").exists() && place.path().join("command").exists());
+    }
+}
