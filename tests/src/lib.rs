@@ -10,6 +10,7 @@
 
 pub mod descriptor;
 pub mod host;
+pub mod machines;
 pub mod newer_nix;
 pub mod probe;
 pub mod recipe;

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use anchorhold_sandbox::launcher::{Options as LauncherOptions, Sink, Stream};
 use anchorhold_sandbox::outcome::End as RoomEnd;
-use anchorhold_sandbox::{Error, Launcher, Outcome, Plan};
+use anchorhold_sandbox::{Error, Launcher, Outcome, Plan, Room};
 use rustix::fs::{AtFlags, Dir, Gid, Mode, OFlags, Uid};
 
 use super::kind::{Known, find_out};
@@ -20,8 +20,11 @@ use crate::build::environment::BuilderInput;
 use crate::build::launcher::{host_for, without_network};
 use crate::build::policy::{Policy, Rejection};
 use crate::build::realise::Ids;
-use crate::build::room::{Parts, ScratchPaths, room};
+use crate::build::room::{Grants, Parts, ScratchPaths, room};
 use crate::build::scratch::{self, Scratch};
+use crate::machines;
+use crate::machines::build::{Trouble, trouble};
+use crate::machines::granted::Granted;
 use crate::tree::{self, OutsideLinks, TreeError};
 
 /// The most refusals of the room's filter that a failed build is told.
@@ -104,19 +107,29 @@ impl Attachment<'_> {
                 "Nix does what begins with ‘builtin:’ itself; take ‘builtin’ out of ‘systems’".into(),
             ));
         }
+        let granted = Granted::of(&grants, self.policy.machines.as_ref(), &known.derivation)
+            .map_err(|error| not_started(error.to_string()))?;
         let ids = Ids::take(None).map_err(not_started)?;
         let given = Given::give(request, ids.owner()).map_err(not_started)?;
         let ours = Ours(request.top_dir.join(OURS));
         let scratch = Scratch::create(&ours.0, ids.owner()).map_err(|error| not_started(error.to_string()))?;
-        let outcome = self.run(&known, grants, &ids, &scratch, voice).map_err(|(error, advice)| match error {
+        let (room, machine) = self.room(&known, grants, granted.as_ref(), &ids, &scratch).map_err(not_started)?;
+        let outcome = run(machine.as_ref().unwrap_or(&room), voice).map_err(|error| match error {
             Error::Interrupted { signal } => Stopped::Interrupted(signal),
             error @ Error::Exec { .. } => {
                 Stopped::Failed { name: name.clone(), why: format!("was not started: {error}") }
             }
-            error => Stopped::NotStarted { name: name.clone(), why: format!("{error}{advice}") },
+            error => {
+                let advice = without_network(&error, &room);
+                Stopped::NotStarted { name: name.clone(), why: format!("{error}{advice}") }
+            }
         })?;
         drop(given);
         let failed = |why: String| Stopped::Failed { name: name.clone(), why };
+        let trouble = machine.and_then(|_| trouble(&machines::build::result(&work(&scratch)), outcome.end));
+        if let Some(Trouble::NotRun(why) | Trouble::TimedOut(why) | Trouble::Failed(why)) = trouble {
+            return Err(failed(format!("failed: {why}")));
+        }
         let limits = &self.policy;
         match outcome.end {
             RoomEnd::Exited(0) => {}
@@ -147,39 +160,36 @@ impl Attachment<'_> {
         Ok(End::Exited(0))
     }
 
-    /// Runs the builder in its room, to its end. An error comes with words on how to do without what was not to be had.
-    fn run<W: Write>(
+    /// The builder's room, and the room of the machine around it where there is one.
+    fn room(
         &self,
         known: &Known,
-        grants: crate::build::room::Grants,
+        grants: Grants,
+        granted: Option<&Granted<'_>>,
         ids: &Ids,
         scratch: &Scratch,
-        voice: &mut Voice<W>,
-    ) -> Result<Outcome, (Error, &'static str)> {
+    ) -> Result<(Room, Option<Room>), String> {
         let Attachment { request, policy } = self;
         let (store, tmp) = (scratch.store(), scratch.tmp());
+        let elsewhere = granted.map(Granted::build_directory).transpose().map_err(|error| error.to_string())?.flatten();
+        let build_dir = elsewhere.unwrap_or_else(|| request.build_dir_inside.display().to_string());
         let room = room(Parts {
             store_dir: &request.store_dir,
             real_store: &request.real_store,
             inputs: &request.inputs,
             scratch: ScratchPaths { store: &store, build: &request.build_dir, tmp: &tmp },
-            build_dir: &request.build_dir_inside.display().to_string(),
+            build_dir: &build_dir,
             sandbox_paths: &policy.sandbox_paths,
             shm_size: policy.shm_size,
             fetch: policy.fetch.clone(),
             grants,
             limits: policy.limits(),
             outside: ids.outside(),
-            command: command(known, request),
+            command: command(known, request, &build_dir),
         });
-        let host = host_for(&room);
-        Plan::compile(&room, &host)
-            .map_err(Error::from)
-            .and_then(|plan| Launcher::new(&plan, LauncherOptions::default()).run(&mut Log(voice)))
-            .map_err(|error| {
-                let advice = without_network(&error, &room);
-                (error, advice)
-            })
+        let enclose = |granted: &Granted<'_>| granted.enclose(&room, &work(scratch), ids.owner());
+        let machine = granted.map(enclose).transpose().map_err(|error| error.to_string())?;
+        Ok((room, machine))
     }
 
     /// Takes the outputs as an enemy's work, and moves them to where Nix looks for them. What is missing Nix finds out.
@@ -239,16 +249,40 @@ fn move_tree(from: &OwnedFd, name: &OsStr, into: &OwnedFd) -> Result<(), TreeErr
     }
 }
 
-/// The builder's command is what Nix says. Its first argument is the builder's base name, as in Nix's own builds.
-fn command(known: &Known, request: &Request) -> BuilderInput {
+/// Where a machine is made ready, and what comes of it.
+fn work(scratch: &Scratch) -> PathBuf {
+    scratch.path().join("machine")
+}
+
+/// Runs what a room is for, to its end.
+fn run<W: Write>(room: &Room, voice: &mut Voice<W>) -> Result<Outcome, Error> {
+    let plan = Plan::compile(room, &host_for(room))?;
+    Launcher::new(&plan, LauncherOptions::default()).run(&mut Log(voice))
+}
+
+/// What Nix sets to the build directory, or to what lies in it.
+const IN_BUILD_DIRECTORY: [&str; 8] =
+    ["NIX_BUILD_TOP", "TMPDIR", "TEMPDIR", "TMP", "TEMP", "PWD", "NIX_ATTRS_JSON_FILE", "NIX_ATTRS_SH_FILE"];
+
+/// The builder's command is what Nix says. Its first argument is the builder's base name, as in Nix's own builds. Where a guest has the
+/// build directory elsewhere, the variables that Nix itself sets to it say so.
+fn command(known: &Known, request: &Request, build_dir: &str) -> BuilderInput {
     let base_name = request.builder.rsplit('/').next().unwrap_or_default().as_bytes().to_vec();
+    let there = request.build_dir_inside.display().to_string();
+    let moved = |name: &str, value: &str| -> Option<String> {
+        let rest = IN_BUILD_DIRECTORY.contains(&name).then(|| value.strip_prefix(&there)).flatten()?;
+        (rest.is_empty() || rest.starts_with('/')).then(|| format!("{build_dir}{rest}"))
+    };
     BuilderInput {
         program: known.derivation.builder.clone(),
         arguments: std::iter::once(base_name).chain(known.derivation.arguments.iter().cloned()).collect(),
         environment: request
             .environment
             .iter()
-            .map(|(name, value)| (name.clone().into_bytes(), value.clone().into_bytes()))
+            .map(|(name, value)| {
+                let value = moved(name, value).unwrap_or_else(|| value.clone());
+                (name.clone().into_bytes(), value.into_bytes())
+            })
             .collect(),
         files: Vec::new(),
     }

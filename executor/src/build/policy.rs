@@ -185,10 +185,10 @@ impl Policy {
                 advice: match feature.as_str() {
                     KVM => "`anchorhold doctor` says why /dev/kvm is unusable",
                     LINUX_VM => {
-                        "`anchorhold vm run -- true` says what is missing: QEMU, a kernel (scripts/guest-kernel makes one) or the agent; builds that a Nix hands over do not have it yet"
+                        "`anchorhold vm run -- true` says what is missing: QEMU, a kernel (scripts/guest-kernel makes one) or the agent"
                     }
                     WINDOWS_VM => {
-                        "the setting `vm-guest` names the guest, whose images `scripts/guest-images` makes; QEMU, a kernel (scripts/guest-kernel) and the agent must be there too; builds that a Nix hands over do not have it yet"
+                        "the setting `vm-guest` names the guest, whose images `scripts/guest-images` makes; QEMU, a kernel (scripts/guest-kernel) and the agent must be there too"
                     }
                     "uid-range" | "recursive-nix" => "no version of this program gives it yet",
                     _ => "add it to `system-features` if the machine has what it stands for",

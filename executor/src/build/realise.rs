@@ -26,8 +26,8 @@ use crate::derivation::Derivation;
 use crate::derivation::options::Options;
 use crate::derivation::paths::check_buildable;
 use crate::machines;
-use crate::machines::build::{Trouble, Wishes, in_machine, trouble};
-use crate::machines::pair::{self, in_pair};
+use crate::machines::build::{Trouble, trouble};
+use crate::machines::granted::{GrantError, Granted};
 use crate::progress::lines::{LineSplitter, Tail};
 use crate::store::{Direction, Store};
 use crate::store_path::StorePath;
@@ -117,6 +117,25 @@ impl Stopped {
 
     pub(crate) fn misc(message: impl ToString) -> Self {
         Self::new(Status::MiscFailure, format!("could not be run: {}", message.to_string()))
+    }
+}
+
+impl From<GrantError> for Stopped {
+    fn from(error: GrantError) -> Self {
+        match error {
+            GrantError::Wish(error) => Self::rejected(error),
+            error => Self::misc(error),
+        }
+    }
+}
+
+impl From<Trouble> for Stopped {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::NotRun(why) => Self::misc(why),
+            Trouble::TimedOut(why) => Self::new(Status::TimedOut, format!("timed out: {why}")),
+            Trouble::Failed(why) => Self::new(Status::PermanentFailure, format!("failed: {why}")),
+        }
     }
 }
 
@@ -216,11 +235,9 @@ impl Attempt<'_> {
         };
         let scratch = Scratch::create(&policy.builds, ids.owner()).map_err(|error| self.disk(&error))?;
         let mut settings = policy.environment();
-        if let (Some(machines), true) = (&policy.machines, grants.windows_vm) {
-            // Where the guest has it: it cannot have everything where a room has it.
-            let wishes = Wishes::read(derivation).map_err(Stopped::rejected)?;
-            let image = machines.guest_image(wishes.image.as_deref()).map_err(Stopped::misc)?;
-            settings.build_directory = pair::build_directory(&image.profile).map_err(Stopped::misc)?;
+        let machine = Granted::of(&grants, policy.machines.as_ref(), derivation)?;
+        if let Some(directory) = machine.as_ref().and_then(|granted| granted.build_directory().transpose()) {
+            settings.build_directory = directory.map_err(Stopped::misc)?;
         }
         let made_at = wanted.iter().map(|(name, path)| (name.clone(), store.dir().display(path))).collect();
         let command = environment::prepare(
@@ -240,8 +257,8 @@ impl Attempt<'_> {
                 .map_err(|why| Stopped::new(Status::PermanentFailure, format!("failed: {why}")))?;
             None
         } else {
-            let build_dir = settings.build_directory;
-            Some(self.run_builder(slot, &scratch, &inputs, extra_paths, grants, &build_dir, command)?)
+            let place = (&scratch, settings.build_directory.as_str());
+            Some(self.run_builder(slot, place, &inputs, extra_paths, (grants, machine), command)?)
         };
         let done = self.take_outputs(slot, &scratch, &inputs, &options);
         match (&done, &room) {
@@ -334,11 +351,10 @@ impl Attempt<'_> {
     fn run_builder(
         &mut self,
         slot: &mut Slot,
-        scratch: &Scratch,
+        (scratch, build_directory): (&Scratch, &str),
         inputs: &[StorePath],
         extra_paths: Vec<SandboxPath>,
-        grants: super::room::Grants,
-        build_directory: &str,
+        (grants, machine): (super::room::Grants, Option<Granted<'_>>),
         command: BuilderInput,
     ) -> Result<Room, Stopped> {
         let Realiser { store, policy, telling, .. } = *self.realiser;
@@ -362,24 +378,14 @@ impl Attempt<'_> {
             command,
         });
         let work = scratch.path().join("machine");
-        let machine = match (&policy.machines, grants.linux_vm || grants.windows_vm) {
-            (Some(machines), true) => {
-                let wishes = Wishes::read(self.derivation).map_err(Stopped::rejected)?;
+        let machine = match &machine {
+            Some(granted) => {
                 let owner = slot.ids.as_ref().and_then(Ids::owner);
-                let (made, kind) = if grants.windows_vm {
-                    let image = machines.guest_image(wishes.image.as_deref()).map_err(Stopped::misc)?;
-                    let made = in_pair(&room, machines, &wishes, &image, &work, owner);
-                    (made, format!("the guest ‘{}’ beside a controller", image.profile.name))
-                } else {
-                    (in_machine(&room, machines, &wishes, &work, owner), "a Linux machine".to_owned())
-                };
-                let made = made.map_err(Stopped::misc)?;
-                let by = if made.devices.kvm { "KVM" } else { "emulation" };
-                telling.notice(&format!("‘{}’ is built in {kind}, by {by}", self.path));
+                let made = granted.enclose(&room, &work, owner).map_err(Stopped::misc)?;
+                telling.notice(&format!("‘{}’ is built in {}", self.path, granted.in_words(&made)));
                 Some(made)
             }
-            (None, true) => return Err(Stopped::misc("there are no virtual machines here")),
-            (_, false) => None,
+            None => None,
         };
         let entered = machine.as_ref().unwrap_or(&room);
         let mut log = LogWriter::create(&store.log_dir(), self.path, None).map_err(|error| self.disk(&error))?;
@@ -431,9 +437,7 @@ impl Attempt<'_> {
         let trouble = machine.and_then(|_| trouble(&machines::build::result(&work), ended.end));
         let stopped = match trouble {
             None => judge(&ended, self.derivation, policy, self.is_disk_full()),
-            Some(Trouble::NotRun(why)) => Some(Stopped::misc(why)),
-            Some(Trouble::TimedOut(why)) => Some(Stopped::new(Status::TimedOut, format!("timed out: {why}"))),
-            Some(Trouble::Failed(why)) => Some(Stopped::new(Status::PermanentFailure, format!("failed: {why}"))),
+            Some(trouble) => Some(trouble.into()),
         };
         let Ended { account, refused, seal, .. } = ended;
         self.result.account = Some(account);

@@ -23,19 +23,21 @@ use super::store_root::Failure;
 pub fn of_store(settings: &Settings, store: &Store) -> Result<Policy, Failure> {
     let mut policy = by_settings(settings, builds(settings, store));
     policy.upkeep.keys = secret_keys(settings)?;
-    let machines = Machines::of(settings);
-    let is_wanted = |word: &str| settings.system_features.iter().any(|feature| feature == word);
-    let has_pairs = is_wanted(WINDOWS_VM) && machines.has_guest();
-    if (is_wanted(LINUX_VM) || has_pairs) && machines.are_there() {
-        if is_wanted(LINUX_VM) {
-            policy.features.insert(LINUX_VM.to_owned());
-        }
-        if has_pairs {
-            policy.features.insert(WINDOWS_VM.to_owned());
-        }
-        policy.machines = Some(machines);
-    }
     Ok(policy)
+}
+
+/// The machines that the settings allow and that are there; takes the words of the others out of the features.
+fn machines(settings: &Settings, features: &mut BTreeSet<String>) -> Option<Machines> {
+    let wants = |word: &str| settings.system_features.iter().any(|feature| feature == word);
+    let machines = (wants(LINUX_VM) || wants(WINDOWS_VM)).then(|| Machines::of(settings));
+    let machines = machines.filter(Machines::are_there);
+    if machines.is_none() {
+        features.remove(LINUX_VM);
+    }
+    if !machines.as_ref().is_some_and(Machines::has_guest) {
+        features.remove(WINDOWS_VM);
+    }
+    machines
 }
 
 /// Where the directories of a store's running builds are made.
@@ -51,9 +53,7 @@ pub fn by_settings(settings: &Settings, builds: PathBuf) -> Policy {
     if features.contains(KVM) && anchorhold_sandbox::kvm::probe(rustix::process::geteuid().is_root()).is_err() {
         features.remove(KVM);
     }
-    // A door gives machines by itself, see `of_store`.
-    features.remove(LINUX_VM);
-    features.remove(WINDOWS_VM);
+    let machines = machines(settings, &mut features);
     Policy {
         system: settings.system.clone(),
         extra_platforms: settings.extra_platforms.iter().cloned().collect(),
@@ -98,7 +98,7 @@ pub fn by_settings(settings: &Settings, builds: PathBuf) -> Policy {
             },
             space: Space::default(),
         },
-        machines: None,
+        machines,
     }
 }
 

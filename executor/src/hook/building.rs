@@ -20,6 +20,9 @@ use crate::build::{keep, running};
 use crate::derivation::options::Options;
 use crate::derivation::paths::{Calculator, check_buildable};
 use crate::derivation::{Derivation, Kind};
+use crate::machines;
+use crate::machines::build::trouble;
+use crate::machines::granted::Granted;
 use crate::progress::lines::{LineSplitter, Tail};
 use crate::store::{Direction, PathInfo, Store};
 use crate::store_path::StorePath;
@@ -88,6 +91,15 @@ pub(super) fn build(
     }
 }
 
+/// Where a builder works.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    scratch: &'a Scratch,
+    ids: &'a Ids,
+    /// Where it has its build directory.
+    build_directory: &'a str,
+}
+
 impl Attempt<'_> {
     fn run(&mut self) -> Result<Made, Stopped> {
         let Self { host, policy, telling, derivation, .. } = *self;
@@ -106,6 +118,7 @@ impl Attempt<'_> {
         }
         let options = Options::read(derivation, host.dir()).map_err(Stopped::rejected)?;
         let grants = policy.grants(derivation, &options).map_err(Stopped::rejected)?;
+        let machine = Granted::of(&grants, policy.machines.as_ref(), derivation)?;
         let wanted = known_outputs(derivation);
         let drv_path = host.dir().display(self.path);
         let extra_paths = policy
@@ -118,12 +131,17 @@ impl Attempt<'_> {
         let scratch = Scratch::create(&policy.builds, ids.owner()).map_err(|error| self.disk(&error))?;
         let made_at = wanted.iter().map(|(name, path)| (name.clone(), host.dir().display(path))).collect();
         let known = StoreInputs { store: host, inputs: &inputs };
-        let command = environment::prepare(derivation, &options, host.dir(), &policy.environment(), &made_at, &known)
+        let mut settings = policy.environment();
+        if let Some(directory) = machine.as_ref().and_then(|granted| granted.build_directory().transpose()) {
+            settings.build_directory = directory.map_err(Stopped::misc)?;
+        }
+        let command = environment::prepare(derivation, &options, host.dir(), &settings, &made_at, &known)
             .map_err(Stopped::rejected)?;
+        let place = Place { scratch: &scratch, ids: &ids, build_directory: &settings.build_directory };
 
         self.result.times = Some((SystemTime::now(), std::time::Duration::ZERO));
         telling.started(self.path);
-        self.run_builder(&scratch, &ids, &seen, &sandbox_paths, grants, command)?;
+        self.run_builder(place, &seen, &sandbox_paths, (grants, machine), command)?;
 
         let left = scratch.open("store").map_err(Stopped::misc)?;
         let mine = rustix::process::geteuid().as_raw();
@@ -173,11 +191,10 @@ impl Attempt<'_> {
     /// Runs the builder in its room, and stops here unless it ended well.
     fn run_builder(
         &mut self,
-        scratch: &Scratch,
-        ids: &Ids,
+        Place { scratch, ids, build_directory }: Place<'_>,
         seen: &[StorePath],
         sandbox_paths: &[SandboxPath],
-        grants: Grants,
+        (grants, machine): (Grants, Option<Granted<'_>>),
         command: environment::BuilderInput,
     ) -> Result<(), Stopped> {
         let Self { host, policy, telling, path, derivation, .. } = *self;
@@ -196,7 +213,7 @@ impl Attempt<'_> {
             real_store: &host.real_dir(),
             inputs: seen,
             scratch: ScratchPaths { store: &store_dir, build: &build_dir, tmp: &tmp_dir },
-            build_dir: &policy.build_dir,
+            build_dir: build_directory,
             sandbox_paths: &sandbox_paths,
             shm_size: policy.shm_size,
             fetch: policy.fetch.clone(),
@@ -205,6 +222,15 @@ impl Attempt<'_> {
             outside: ids.outside(),
             command,
         });
+        let work = scratch.path().join("machine");
+        let machine = match &machine {
+            Some(granted) => {
+                let made = granted.enclose(&room, &work, ids.owner()).map_err(Stopped::misc)?;
+                telling.notice(&format!("‘{path}’ is built in {}", granted.in_words(&made)));
+                Some(made)
+            }
+            None => None,
+        };
         let (mut lines, mut tail) = (LineSplitter::new(), Tail::new(policy.log_lines, TAIL_BYTES));
         let mut worker = self
             .worker
@@ -214,7 +240,7 @@ impl Attempt<'_> {
         if let Err(error) = running::announce(scratch, path, worker.id(), &room) {
             telling.warn(&format!("visitors will not find the build of ‘{path}’: {error}"));
         }
-        let ran = worker.run(&room, &mut |bytes| {
+        let ran = worker.run(machine.as_ref().unwrap_or(&room), &mut |bytes| {
             lines.feed(bytes, |line| tail.push(line));
             telling.log(path, bytes);
             Ok(())
@@ -234,7 +260,10 @@ impl Attempt<'_> {
             }
             Report::Failed(failed) => return Err(Stopped::misc(failed)),
         };
-        let stopped = judge(&ended, derivation, policy, self.is_disk_full());
+        let stopped = match machine.and_then(|_| trouble(&machines::build::result(&work), ended.end)) {
+            None => judge(&ended, derivation, policy, self.is_disk_full()),
+            Some(trouble) => Some(trouble.into()),
+        };
         let Some(mut stopped) = stopped else {
             self.result.account = Some(ended.account);
             return Ok(());

@@ -11,6 +11,7 @@
 //! with nothing but loopback. The supervisor's standard output and error are those of the program in the guest.
 
 pub mod build;
+pub mod granted;
 pub mod pair;
 pub mod room;
 pub mod supervisor;

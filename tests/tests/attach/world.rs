@@ -25,7 +25,8 @@ impl World {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let world = Self { request: Value::Null, directory };
         let tools = format!("{}-busybox", "a".repeat(32));
-        let applets = ["sh", "cat", "chmod", "env", "id", "ln", "ls", "mkdir", "mkfifo", "pwd", "sleep", "touch"];
+        let applets =
+            ["sh", "cat", "chmod", "env", "hostname", "id", "ln", "ls", "mkdir", "mkfifo", "pwd", "sleep", "touch"];
         lay_out_tools(&world.store().join(&tools), busybox, &applets);
         fs::create_dir_all(world.top().join("build")).unwrap();
         for directory in [world.top(), world.top().join("build")] {

@@ -156,6 +156,18 @@ fn a_feature_that_nobody_has_is_refused_by_nix() {
 }
 
 #[test]
+fn a_build_that_requires_a_machine_gets_one() {
+    let Some(kernel) = anchorhold_tests::machines::guest_kernel() else { return };
+    let world = world!(World::new());
+    let hook = world.write_hook("hook-with-machines", "--option network none --option accel tcg");
+    let script =
+        r#"thing { script = "cat /proc/sys/kernel/osrelease > $out"; more.requiredSystemFeatures = [ "linux-vm" ]; }"#;
+    let built = world.build(script, &["--option", "build-hook", &hook]);
+    assert_eq!(world.contents(built.path()), format!("{}\n", kernel.version), "{}", built.said);
+    assert!(built.was_ours(), "{}", built.said);
+}
+
+#[test]
 fn a_failed_build_is_kept() {
     let world = world!(World::new());
     let built = world.build(r#"thing { script = "echo half > half-done; exit 1"; }"#, &["--keep-failed"]);

@@ -1,22 +1,14 @@
 //! Derivations whose builder runs in a guest beside a controller: `requiredSystemFeatures = windows-vm`, with the stand-in as
 //! the guest.
 
-use std::path::Path;
-
-use anchorhold_tests::skip;
+use anchorhold_tests::machines::guest_images;
 use serde_json::json;
 
 use crate::builds::Store;
 
 /// A store whose builds have a pair, where there are images for one.
 fn store() -> Option<Store> {
-    let named = std::env::var_os("ANCHORHOLD_GUEST_IMAGES").map(std::path::PathBuf::from);
-    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/anchorhold/guest-images"));
-    let mut places = named.into_iter().chain(home).chain(["/var/cache/anchorhold/guest-images".into()]);
-    let Some(images) = places.find(|place| place.join("controller.erofs").is_file()) else {
-        skip("no guest images here: scripts/guest-images makes them");
-        return None;
-    };
+    let images = guest_images()?;
     let mut store = Store::new()?;
     store.feature = "windows-vm";
     store.settings = vec![("vm-guest", "standin".into()), ("vm-images", images.display().to_string())];

@@ -1,6 +1,6 @@
 //! A kernel, a QEMU, and guests of one shell script each.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anchorhold_vmm::initramfs::Initramfs;
@@ -36,10 +36,10 @@ impl World {
     }
 
     fn find() -> Result<Self, String> {
-        let qemu = Installed::find(None, std::env::var_os("PATH").as_deref()).map_err(|failure| failure.to_string())?;
+        let qemu = anchorhold_tests::machines::qemu()?;
         let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from).into_iter().find(|path| path.exists());
         let busybox = busybox.ok_or("there is no busybox")?;
-        let kernel = kernel()?;
+        let kernel = anchorhold_tests::machines::kernel()?;
         // One for each user: what another made is not to be trusted.
         let cache = std::env::temp_dir().join(format!("anchorhold-test-kernel-{}", nix::unistd::geteuid()));
         let elf = kernel.extracted(&cache).map_err(|error| error.to_string())?;
@@ -68,15 +68,6 @@ impl World {
         tree.write(&mut std::fs::File::create(&initramfs).unwrap()).unwrap();
         Guest { spec: MachineSpec::linux("guest", &self.elf, initramfs, 128), place }
     }
-}
-
-/// A kernel that `scripts/guest-kernel` has made: where it says, for this user or for all.
-fn kernel() -> Result<Kernel, String> {
-    let named = std::env::var_os("ANCHORHOLD_GUEST_KERNEL").map(PathBuf::from);
-    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/anchorhold/guest-kernel"));
-    let places: Vec<PathBuf> =
-        named.into_iter().chain(home).chain(["/var/cache/anchorhold/guest-kernel".into()]).collect();
-    Kernel::first_of(&places).map_err(|error| error.to_string())
 }
 
 /// A guest to be.
@@ -123,10 +114,5 @@ pub fn is_alive(process: u32) -> bool {
 
 /// Whether `anchorhold` can make machines here; says why if not.
 pub fn has_machines() -> bool {
-    let agent = anchorhold_tests::room::anchorhold().with_file_name("anchorhold-agent");
-    if !agent.is_file() {
-        anchorhold_tests::skip("the agent is not built: cargo build -p anchorhold-agent");
-        return false;
-    }
-    World::new().is_some()
+    anchorhold_tests::machines::guest_kernel().is_some()
 }

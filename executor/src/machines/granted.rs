@@ -1,0 +1,87 @@
+//! The machine that a build was granted, for every door.
+
+use std::path::Path;
+
+use anchorhold_sandbox::Room;
+use anchorhold_vmm::failure::Failure;
+
+use super::Machines;
+use super::build::{WishError, Wishes, in_machine};
+use super::pair::{self, GuestImage, in_pair};
+use crate::build::room::Grants;
+use crate::derivation::Derivation;
+
+/// A machine that may be had, with the derivation's wishes of it.
+#[derive(Debug)]
+pub struct Granted<'a> {
+    machines: &'a Machines,
+    wishes: Wishes,
+    /// The guest beside a controller; without one it is a Linux machine.
+    guest: Option<GuestImage>,
+}
+
+/// Why a build does not get the machine that it was granted.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantError {
+    /// A wish that cannot be followed: the derivation's own fault.
+    #[error(transparent)]
+    Wish(#[from] WishError),
+    /// There is none after all.
+    #[error("there are no virtual machines here")]
+    None,
+    /// What is missing.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}
+
+impl<'a> Granted<'a> {
+    /// The machine of a derivation; nothing, when it is built in a room alone.
+    ///
+    /// # Errors
+    /// See [`GrantError`].
+    pub fn of(
+        grants: &Grants,
+        machines: Option<&'a Machines>,
+        derivation: &Derivation,
+    ) -> Result<Option<Self>, GrantError> {
+        if !grants.linux_vm && !grants.windows_vm {
+            return Ok(None);
+        }
+        let machines = machines.ok_or(GrantError::None)?;
+        let wishes = Wishes::read(derivation)?;
+        let guest = match grants.windows_vm {
+            true => Some(machines.guest_image(wishes.image.as_deref())?),
+            false => None,
+        };
+        Ok(Some(Self { machines, wishes, guest }))
+    }
+
+    /// Where the builder has its build directory, if that is not where a room has it: a guest that is reached by the network has
+    /// everything on its drives.
+    ///
+    /// # Errors
+    /// A guest without a drive for it.
+    pub fn build_directory(&self) -> Result<Option<String>, Failure> {
+        self.guest.as_ref().map(|guest| pair::build_directory(&guest.profile)).transpose()
+    }
+
+    /// The room of the machine in which the builder of `room` runs; see [`in_machine`].
+    ///
+    /// # Errors
+    /// What is missing, or cannot be shown to a guest.
+    pub fn enclose(&self, room: &Room, work: &Path, owner: Option<(u32, u32)>) -> Result<Room, Failure> {
+        match &self.guest {
+            Some(guest) => in_pair(room, self.machines, &self.wishes, guest, work, owner),
+            None => in_machine(room, self.machines, &self.wishes, work, owner),
+        }
+    }
+
+    /// What a person is told of it; `room` is the machine's.
+    pub fn in_words(&self, room: &Room) -> String {
+        let kind = match &self.guest {
+            Some(guest) => format!("the guest ‘{}’ beside a controller", guest.profile.name),
+            None => "a Linux machine".to_owned(),
+        };
+        format!("{kind}, by {}", if room.devices.kvm { "KVM" } else { "emulation" })
+    }
+}
