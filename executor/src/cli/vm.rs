@@ -146,6 +146,7 @@ fn run_command(options: &RunOptions) -> Result<i32, Refused> {
         memory: memory.max(1),
         cores: options.cores.clamp(1, 255),
         view,
+        disk: None,
         command: guest_command(options)?,
         streams_apart: true,
         hooks: Vec::new(),

@@ -27,6 +27,8 @@ pub struct Wishes {
     memory: Option<u64>,
     /// Processors (`vmCores`).
     cores: Option<u32>,
+    /// The bytes of a blank disk (`vmDiskSize`).
+    pub disk: Option<u64>,
     /// What runs in the room before the machine (`preVM`).
     before: Option<String>,
     /// What runs in the room after the machine (`postVM`).
@@ -51,6 +53,11 @@ pub enum WishError {
         /// What it is.
         value: String,
     },
+    /// A wish that is for the other kind of machine.
+    #[error(
+        "the attribute ‘vmDiskSize’ is for builds that require ‘linux-vm’: a guest beside a controller has the disk of its image"
+    )]
+    Disk,
 }
 
 impl Wishes {
@@ -76,10 +83,15 @@ impl Wishes {
             let count = value.parse().ok().filter(|count| (1..=255).contains(count));
             count.ok_or_else(|| wrong("vmCores", "a number from 1 to 255", &value))
         });
+        let disk = text("vmDiskSize").filter(|value| !value.is_empty()).map(|value| {
+            let size = mebibytes(&value).and_then(|size| size.checked_mul(1 << 20));
+            size.ok_or_else(|| wrong("vmDiskSize", "a number of MiB, or a size such as \"10G\"", &value))
+        });
         let script = |name| text(name).filter(|script: &String| !script.trim().is_empty());
         Ok(Self {
             memory: memory.transpose()?,
             cores: cores.transpose()?,
+            disk: disk.transpose()?,
             before: script("preVM"),
             after: script("postVM"),
             image: text("vmImage").filter(|name| !name.is_empty()),
@@ -189,6 +201,7 @@ pub fn in_machine(
         memory: wishes.memory(machines),
         cores: wishes.cores(),
         view,
+        disk: wishes.disk,
         command,
         streams_apart: false,
         hooks: wishes.hooks(process),
@@ -213,6 +226,9 @@ pub fn in_machine(
     });
     if has_hooks {
         made.process.environment.clone_from(&process.environment);
+        if wanted.disk.is_some() {
+            made.process.environment.insert("vmDiskImage".into(), super::disk_in_room().as_os_str().into());
+        }
         made.process.directory.clone_from(&process.directory);
     }
     Ok(made)

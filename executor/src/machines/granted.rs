@@ -50,6 +50,7 @@ impl<'a> Granted<'a> {
         let machines = machines.ok_or(GrantError::None)?;
         let wishes = Wishes::read(derivation)?;
         let guest = match grants.windows_vm {
+            true if wishes.disk.is_some() => return Err(WishError::Disk.into()),
             true => Some(machines.guest_image(wishes.image.as_deref())?),
             false => None,
         };

@@ -196,6 +196,8 @@ pub struct Wanted {
     pub cores: u32,
     /// What the guest sees; where its directories lie *in the room*.
     pub view: View,
+    /// The size, in bytes, of a blank disk of its own.
+    pub disk: Option<u64>,
     /// What runs in it.
     pub command: Command,
     /// Whether standard error is told apart from standard output.
@@ -257,6 +259,8 @@ pub struct Prepared {
 pub const ORDER: &str = "order.json";
 /// The program in the guest, encoded.
 pub const COMMAND: &str = "command";
+/// The disk, among what the room writes.
+const DISK: &str = "disk.raw";
 /// The initial file system.
 const INITRAMFS: &str = "initramfs";
 
@@ -274,9 +278,23 @@ pub fn prepare(
     let Ground { qemu, accelerator, kernel: found, agent, order: order_directory, result } =
         Ground::lay(machines, work, owner)?;
     let initramfs = order_directory.join(INITRAMFS);
-    let kernel =
-        linux::prepare(&found, &agent, &wanted.view, wanted.memory, &machines.cache.join("kernels"), &initramfs)
-            .map_err(Failure::from)?;
+    let kernel = linux::prepare(
+        &found,
+        &agent,
+        (&wanted.view, wanted.disk.is_some()),
+        wanted.memory,
+        &machines.cache.join("kernels"),
+        &initramfs,
+    )
+    .map_err(Failure::from)?;
+    if let Some(size) = wanted.disk {
+        let disk = result.join(DISK);
+        let made = fs::File::create_new(&disk).and_then(|file| file.set_len(size));
+        made.map_err(io("making the disk", &disk))?;
+        if let Some((uid, gid)) = owner {
+            std::os::unix::fs::chown(&disk, Some(uid), Some(gid)).map_err(io("giving away", &disk))?;
+        }
+    }
     let job = Job {
         name: wanted.name.clone(),
         kernel: room::KERNEL.into(),
@@ -287,6 +305,7 @@ pub fn prepare(
         memory: wanted.memory,
         cores: wanted.cores,
         view: wanted.view.clone(),
+        disk: wanted.disk.map(|_| disk_in_room()),
         user: (0, 0),
         streams_apart: wanted.streams_apart,
         boot_limit: 120_000,
@@ -297,6 +316,11 @@ pub fn prepare(
     let order = Order { work: Work::Linux(Box::new(job)), hooks: wanted.hooks.clone() };
     write_order(&order_directory, &order, &wanted.command)?;
     Ok(Prepared { qemu, kernel, order: order_directory, result, accelerator })
+}
+
+/// Where the room has the disk.
+pub fn disk_in_room() -> PathBuf {
+    Path::new(room::RESULT).join(DISK)
 }
 
 /// What every kind of machine stands on.

@@ -123,6 +123,22 @@ fn what_runs_around_a_machine_sees_the_build_and_its_status() {
 }
 
 #[test]
+fn a_disk_of_its_own_is_the_guests_and_the_scripts_around_it() {
+    let Some(store) = Store::new() else { return };
+    let busybox = format!("{}/busybox", store.tools);
+    // As people do it: the file system is made by the host's tools, which the room has with its QEMU.
+    let before = "/usr/sbin/mkfs.ext4 -q $vmDiskImage";
+    let script = "$b mkdir /disk; $b mount -t ext4 /dev/vda /disk
+        $b dd if=/dev/zero of=/disk/zeroes bs=1M count=20 2>/dev/null; echo on the disk >/disk/note; $b umount /disk
+        $b blockdev --getsize64 /dev/vda >$out";
+    let after = format!("{busybox} chmod u+w $out; {busybox} grep -c 'on the disk' $vmDiskImage >>$out");
+    let wishes = json!({ "vmDiskSize": "32M", "preVM": before, "postVM": after });
+    assert_eq!(store.built(script, wishes), format!("{}\n1\n", 32 << 20));
+    // None, where none was asked for.
+    assert_eq!(store.built("$b ls /dev | $b grep -c vda >$out || true", json!({})), "0\n");
+}
+
+#[test]
 fn a_build_without_a_status_is_a_failure_with_its_class() {
     let Some(store) = Store::new() else { return };
     let script = "echo made >$out; $b sync; echo c >/proc/sysrq-trigger; while :; do :; done";

@@ -24,7 +24,7 @@ use crate::machine::{Machine, Run};
 use crate::qemu::Installed;
 use crate::readiness::Wait;
 use crate::report::{MountRequest, PORT_NAME, RunRequest, Streams, What};
-use crate::spec::{Accelerator, MachineSpec, Share, ShareKind};
+use crate::spec::{Accelerator, Drive, DriveBus, DriveFormat, MachineSpec, Share, ShareKind};
 
 /// How the guest reads and writes a directory of its host by 9p. Nobody but the guest changes it while the guest runs, so it may
 /// keep what it has read; measured twice as fast as without for many small files, and ten times with the default message size.
@@ -52,6 +52,9 @@ pub struct Job {
     pub cores: u32,
     /// What the guest sees.
     pub view: View,
+    /// The image, byte for byte, of a disk that is the guest's alone: `/dev/vda`.
+    #[serde(default)]
+    pub disk: Option<PathBuf>,
     /// As which user and group the program runs.
     pub user: (u32, u32),
     /// Whether standard error is told apart from standard output.
@@ -131,21 +134,23 @@ impl From<PrepareError> for Failure {
     }
 }
 
-/// Makes the kernel of a machine (in `cache`, once for all) and its initramfs (at `to`) for a guest that sees `view`.
-/// Memory is in MiB.
+/// Makes the kernel of a machine (in `cache`, once for all) and its initramfs (at `to`) for a guest that sees `view`, and may have
+/// a disk. Memory is in MiB.
 ///
 /// # Errors
 /// What is missing, with its name.
 pub fn prepare(
     kernel: &Kernel,
     agent: &Path,
-    view: &View,
+    (view, has_disk): (&View, bool),
     memory: u64,
     cache: &Path,
     to: &Path,
 ) -> Result<PathBuf, PrepareError> {
     let image_file = kernel.extracted(cache)?;
-    let modules = Modules::open(&kernel.modules)?.closure([Feature::Virtio, Feature::Port, Feature::NineP])?;
+    let disk: &[Feature] = if has_disk { &[Feature::Disk, Feature::Ext4] } else { &[] };
+    let needed = [Feature::Virtio, Feature::Port, Feature::NineP].into_iter().chain(disk.iter().copied());
+    let modules = Modules::open(&kernel.modules)?.closure(needed)?;
     let mut tree = image(agent, &modules, &start(view))?;
     place(&mut tree, view)?;
     tree.check_fits(memory << 20)?;
@@ -221,6 +226,14 @@ impl Job {
         spec.cpu.clone_from(&self.cpu);
         spec.cores = self.cores;
         spec.ports.push(PORT_NAME.to_owned());
+        spec.drives.extend(self.disk.iter().map(|image| Drive {
+            serial: "disk".into(),
+            image: image.clone(),
+            base: None,
+            format: DriveFormat::Raw,
+            read_only: false,
+            bus: DriveBus::default(),
+        }));
         spec.shares = (0..)
             .zip(&self.view.directories)
             .map(|(number, directory)| Share {
