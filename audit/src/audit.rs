@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::battery::{Row, Verdict};
-use crate::catalogue::{Catalogue, Control, Severity};
+use anchorhold_probe::verdict::Verdict;
+use anchorhold_probe::vocabulary::{Control, Row, Severity};
+
+use crate::catalogue::Catalogue;
 use crate::controls::{self, Weakening};
 use crate::error::Error;
 use crate::external::{self, External};
@@ -205,8 +207,9 @@ fn run_controls(
             } else {
                 runner::run(sandboxes::weakened_room(options).as_ref(), programs, user, &[], &left)?
             };
-            let (fired, silent): (Vec<String>, Vec<String>) =
-                left.into_iter().partition(|id| run.battery.row(id).is_some_and(|row| row.verdict == Verdict::Reached));
+            let (fired, silent): (Vec<String>, Vec<String>) = left
+                .into_iter()
+                .partition(|id| run.battery.row(id).is_some_and(|row| row.finding.verdict == Verdict::Reached));
             left = silent;
             report.controls.push(control_run(control, how, &run, fired, &left));
         }

@@ -1,6 +1,6 @@
 //! The weakening behind each control: how the hole that a probe looks for is opened on purpose, to see that the probe finds it.
 
-use crate::catalogue::Control;
+use anchorhold_probe::vocabulary::Control;
 
 /// Where a control is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

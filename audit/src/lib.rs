@@ -1,7 +1,7 @@
 //! The battery's outer half: starts the probe program in sandboxes, watches from outside, and tells what is open.
 //!
 //! The way of the data: [`program`] finds the probe program, which lists the [`catalogue`]; the [`runner`] sets up [`observers`],
-//! describes them in a [`world`], starts one of the [`sandboxes`] with the program in it, and reads the [`battery`] that comes out;
+//! describes them in a [world](anchorhold_probe::world), starts one of the [`sandboxes`] with the program in it, and reads the [`battery`] that comes out;
 //! [`audit`] does so for the baselines, the sandboxes that were asked for and the [`controls`] that are needed for proofs;
 //! [`verdicts`] says what is open, and [`report`] says it to people and machines. [`facts`] compares what no hole is but
 //! tells hosts apart; [`external`] finds a reviewer's own probes.
@@ -22,6 +22,6 @@ pub mod runner;
 pub mod sandboxes;
 pub mod user;
 pub mod verdicts;
-pub mod world;
 
+pub use anchorhold_probe::vocabulary;
 pub use error::Error;

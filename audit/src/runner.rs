@@ -5,9 +5,11 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use anchorhold_probe::verdict::{Finding, Verdict};
+use anchorhold_probe::world::World;
 use tempfile::TempDir;
 
-use crate::battery::{Battery, Verdict};
+use crate::battery::Battery;
 use crate::error::Error;
 use crate::interrupt;
 use crate::observers::launcher::Launcher;
@@ -16,7 +18,6 @@ use crate::program;
 use crate::report::Run;
 use crate::sandboxes::{Ground, Sandbox};
 use crate::user::{self, User};
-use crate::world::World;
 
 /// The programs.
 #[derive(Clone, Debug)]
@@ -102,7 +103,7 @@ pub fn run(
                 result.battery = Battery::parse(&[&ended.output[..], b"\n", &ended.errors].concat());
             }
             for row in &mut result.battery.rows {
-                row.detail = shown(&row.detail, &nonce, folder.path());
+                row.finding.detail = shown(&row.finding.detail, &nonce, folder.path());
             }
             // A reviewer's own program may leave the last line out; then its status says whether anything was lost.
             if programs.battery != programs.probe && ended.status == Some(0) && !result.battery.rows.is_empty() {
@@ -133,9 +134,9 @@ pub fn run(
 fn settle(battery: &mut Battery) {
     for row in &mut battery.rows {
         let is_outside = matches!(row.id.as_str(), "life.daemon" | "life.pipe.hold");
-        if is_outside && row.verdict == Verdict::Inconclusive && row.detail.contains("was left behind") {
-            row.verdict = Verdict::Refused;
-            row.detail = "gone with the sandbox".to_owned();
+        if is_outside && row.finding.verdict == Verdict::Inconclusive && row.finding.detail.contains("was left behind")
+        {
+            row.finding = Finding::held("gone with the sandbox");
         }
     }
 }
@@ -144,11 +145,9 @@ fn settle(battery: &mut Battery) {
 fn upgrade(battery: &mut Battery, sightings: impl Iterator<Item = Sighting>) {
     for sighting in sightings {
         if let Some(row) = battery.rows.iter_mut().find(|row| row.id == sighting.id)
-            && row.verdict != Verdict::Reached
+            && row.finding.verdict != Verdict::Reached
         {
-            row.verdict = Verdict::Reached;
-            row.errno = None;
-            row.detail = sighting.detail;
+            row.finding = Finding::reached(sighting.detail);
         }
     }
 }

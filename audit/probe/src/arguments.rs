@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::world::World;
+use anchorhold_probe::world::World;
 
 /// What was asked for.
 #[derive(Debug)]

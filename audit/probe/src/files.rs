@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use anchorhold_probe::verdict::{Finding, name_of};
+use anchorhold_probe::world::World;
+
 use crate::calls;
-use crate::verdict::{Finding, name_of};
-use crate::world::World;
 
 /// `statfs(2)`: procfs.
 pub const PROC: u64 = 0x9fa0;

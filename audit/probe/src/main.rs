@@ -12,7 +12,8 @@
 //! `--world`. A probe whose observer is not described is inconclusive, never safe.
 //!
 //! Where what lies:
-//! * `probe` is what a probe is, `verdict` what it can find, `world` what it may know of the outside;
+//! * the library of this package has the words that the runner of the audit uses, too: what a probe can find, what it may
+//!   know of the outside; `probe` is what a probe is;
 //! * `calls` are the raw system calls, the only unsafe code;
 //! * `probes/` holds the probes, one file for each layer; a new file there is found by itself;
 //! * `observe` is the outside's half, for the runner of the audit;
@@ -37,8 +38,6 @@ mod probes {
     include!(concat!(env!("OUT_DIR"), "/probes.rs"));
 }
 mod ring;
-mod verdict;
-mod world;
 
 use std::process::ExitCode;
 

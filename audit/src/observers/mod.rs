@@ -16,8 +16,9 @@ mod traces;
 
 use std::path::Path;
 
+use anchorhold_probe::world::World;
+
 use crate::error::Error;
-use crate::world::World;
 
 /// Something that was seen from outside and that shows a probe's hole open, whatever the probe itself could tell.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
+use anchorhold_probe::vocabulary::{Row, Severity};
+
 use super::junit::escape;
 use super::{Report, Run};
-use crate::battery::Row;
-use crate::catalogue::{Probe, Severity};
+use crate::catalogue::Probe;
 use crate::verdicts::{self, Counts, State};
 
 /// The page.

@@ -5,10 +5,11 @@ pub mod junit;
 pub mod sarif;
 pub mod terminal;
 
+use anchorhold_probe::vocabulary::{Control, Head};
 use serde::{Deserialize, Serialize};
 
-use crate::battery::{Battery, Head};
-use crate::catalogue::{Catalogue, Control};
+use crate::battery::Battery;
+use crate::catalogue::Catalogue;
 use crate::verdicts::{self, Counts, State};
 
 /// The battery in one sandbox.

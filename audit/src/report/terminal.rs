@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
+use anchorhold_probe::vocabulary::{Row, Severity};
+
 use super::{Report, Run};
-use crate::battery::Row;
-use crate::catalogue::{Probe, Severity};
+use crate::catalogue::Probe;
 use crate::verdicts::{self, Counts, State};
 
 /// How it is shown.
@@ -113,8 +114,8 @@ fn open_list(text: &mut String, report: &Report, run: &Run, style: Style) {
     for (probe, row) in open {
         let word = style.severity(probe.severity, &format!("{:8}", probe.severity.name()));
         let _ = writeln!(text, "  {word}  {}  {}", style.paint("1", &probe.id), probe.title);
-        if !row.detail.is_empty() {
-            wrap(text, &format!("seen: {}", row.detail), 12, style.width);
+        if !row.finding.detail.is_empty() {
+            wrap(text, &format!("seen: {}", row.finding.detail), 12, style.width);
         }
         wrap(text, &probe.meaning, 12, style.width);
     }

@@ -3,10 +3,10 @@
 use std::fs;
 use std::process::Command;
 
+use anchorhold_probe::observation::Launch;
 use serde_json::json;
 
 use super::{Ground, Inside, Sandbox, line, text, version_of};
-use crate::observers::launcher::Launch;
 
 /// `anchorhold build`.
 #[derive(Debug)]

@@ -1,7 +1,8 @@
 //! Any other sandbox, by a command line of the shell in which `{}` stands for the battery.
 
+use anchorhold_probe::observation::Launch;
+
 use super::{Ground, Inside, Sandbox, line, text};
-use crate::observers::launcher::Launch;
 
 /// A command line. `{folder}` in it is the folder that holds the probe program and the input, `{scratch}` one to write to;
 /// both are at these paths inside as well.

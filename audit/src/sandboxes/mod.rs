@@ -21,10 +21,11 @@ mod unshare;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use anchorhold_probe::observation::Launch;
+use anchorhold_probe::world::World;
+
 use crate::error::Error;
-use crate::observers::launcher::Launch;
 use crate::user::User;
-use crate::world::World;
 
 /// What is there for one run, outside.
 #[derive(Clone, Debug)]

@@ -3,9 +3,10 @@
 use std::fs;
 use std::process::Command;
 
+use anchorhold_probe::observation::Launch;
+use anchorhold_probe::world::World;
+
 use super::{Ground, Inside, Sandbox, line, text, version_of};
-use crate::observers::launcher::Launch;
-use crate::world::World;
 
 /// `nix-build`.
 #[derive(Debug)]

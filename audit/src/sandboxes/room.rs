@@ -1,8 +1,9 @@
 //! Our own room, by `anchorhold run`.
 
+use anchorhold_probe::observation::Launch;
+use anchorhold_probe::world::World;
+
 use super::{Ground, Inside, Sandbox, line, text, version_of};
-use crate::observers::launcher::Launch;
-use crate::world::World;
 
 /// A room of one of the profiles.
 #[derive(Debug, Default)]

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use anchorhold_audit::Error;
 use anchorhold_audit::audit::{self, Controls, Request};
-use anchorhold_audit::catalogue::Severity;
 use anchorhold_audit::facts::{self, Facts};
 use anchorhold_audit::report::terminal::{self, Style};
 use anchorhold_audit::report::{self, Report};
+use anchorhold_audit::vocabulary::Severity;
 use anchorhold_audit::{program, verdicts};
 use anchorhold_sandbox::outcome::exit_status;
 use clap::{Args, ValueEnum};

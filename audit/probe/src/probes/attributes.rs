@@ -1,11 +1,12 @@
 //! Extended attributes and inode flags: what no archive of a store can hold, and what makes files differ or stay.
 
+use anchorhold_probe::verdict::{Finding, name_of};
+use anchorhold_probe::world::World;
+
 use crate::calls::{self, LowMemory};
 use crate::files::Scratch;
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::ring;
-use crate::verdict::{Finding, name_of};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[

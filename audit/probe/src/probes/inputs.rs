@@ -3,11 +3,12 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use anchorhold_probe::verdict::{Finding, name_of};
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::files::{self, Descend, Mount, Scratch};
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, name_of};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -451,7 +452,7 @@ fn remount_new(mount: &Mount, writable: bool) -> Result<i64, i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Verdict;
+    use anchorhold_probe::verdict::Verdict;
 
     fn mount(line: &str) -> Mount {
         files::mount(line).expect("a whole line")

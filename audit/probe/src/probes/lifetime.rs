@@ -3,10 +3,11 @@
 //! Everything left behind ends by itself after some seconds, and is found by its name and by the nonce in its command
 //! line, which is that of this program.
 
+use anchorhold_probe::verdict::Finding;
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::Finding;
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[

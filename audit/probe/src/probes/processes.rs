@@ -1,10 +1,11 @@
 //! Processes outside: seen, signalled, read, traced, entered.
 
+use anchorhold_probe::verdict::{Finding, Verdict};
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::filter::ptrace;
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, Verdict};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -296,6 +297,6 @@ fn joined(victim: i32) -> Finding {
 pub fn told(result: Result<i64, i32>) -> Finding {
     match result {
         Ok(_) => Finding::info("works"),
-        Err(errno) => Finding::info(crate::verdict::name_of(errno)),
+        Err(errno) => Finding::info(anchorhold_probe::verdict::name_of(errno)),
     }
 }

@@ -1,8 +1,9 @@
 //! Limits: each probe tries to use a bounded amount more than it should, and gives everything back.
 
+use anchorhold_probe::verdict::{Finding, name_of};
+
 use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, name_of};
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -265,7 +266,7 @@ fn descriptors(goal: u64) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Verdict;
+    use anchorhold_probe::verdict::Verdict;
 
     /// A probe changes its own process, so it runs in a child, as in the battery.
     fn told(attempt: impl FnOnce() -> Finding, expected: Verdict) {
