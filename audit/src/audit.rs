@@ -16,6 +16,7 @@ use crate::program;
 use crate::report::{ControlRun, Report, Run};
 use crate::runner::{self, Programs};
 use crate::sandboxes;
+use crate::silent;
 use crate::user::{self, User};
 use crate::verdicts;
 
@@ -93,9 +94,12 @@ pub fn make(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Report,
         }
     }
     if request.sandboxes.is_empty() {
-        words.extend(["room", "room:nested", "room:fetch", "room:machines", "build"].map(str::to_owned));
+        words.extend(
+            ["room", "room:limited", "room:nested", "room:fetch", "room:machines", "build", "attach"]
+                .map(str::to_owned),
+        );
         if user::is_root() {
-            words.push("user:room".into());
+            words.extend(["user:room", "user:attach"].map(str::to_owned));
         }
     }
     words.extend(request.sandboxes.iter().cloned());
@@ -111,6 +115,7 @@ pub fn make(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Report,
         catalogue,
         runs: Vec::new(),
         controls: Vec::new(),
+        silent: Vec::new(),
     };
     for (sandbox, as_user) in &sandboxes {
         let user = ordinary.as_ref().filter(|_| *as_user);
@@ -127,6 +132,7 @@ pub fn make(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Report,
     }
     if request.controls != Controls::None {
         run_controls(&mut report, request.controls, &programs, ordinary.as_ref(), progress)?;
+        report.silent = silent::silent(&report, request.controls == Controls::All);
     }
     Ok(report)
 }

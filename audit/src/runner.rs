@@ -17,6 +17,7 @@ use crate::observers::{Observers, Sighting};
 use crate::program;
 use crate::report::Run;
 use crate::sandboxes::{Ground, Sandbox};
+use crate::trials::Trials;
 use crate::user::{self, User};
 
 /// The programs.
@@ -80,6 +81,7 @@ pub fn run(
     observers.describe(&mut world);
     world.namespaces = namespaces();
     sandbox.grant(&mut world);
+    let told = world.clone();
     let probe = ground.folder.join("observer");
     let launcher = Launcher::start(&probe, user, &outside, &mut world)?;
     result.missing.clone_from(&launcher.missing);
@@ -123,6 +125,22 @@ pub fn run(
                     format!("the battery did not come to its end (status {status}): {last}")
                 })
             });
+            if result.problem.is_none() && programs.battery == programs.probe {
+                let trials = Trials {
+                    sandbox,
+                    ground: &ground,
+                    inside: &inside,
+                    user,
+                    world: &told,
+                    outside: &outside,
+                    probe: &probe,
+                    observers: &observers,
+                };
+                trials.make(&mut result.battery)?;
+                for row in &mut result.battery.rows {
+                    row.finding.detail = shown(&row.finding.detail, &nonce, folder.path());
+                }
+            }
         }
         Err(problem) => result.problem = Some(problem),
     }

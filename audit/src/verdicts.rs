@@ -205,6 +205,7 @@ mod tests {
             catalogue: Catalogue(vec![probe("a.b", Severity::High)]),
             runs: vec![run("host", host), run("room", room)],
             controls: Vec::new(),
+            silent: Vec::new(),
         }
     }
 

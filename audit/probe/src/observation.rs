@@ -4,7 +4,9 @@
 //! 1. runner: [`Order`], what to set up;
 //! 2. observer: [`SetUp`], what is there now;
 //! 3. runner: [`Launch`], the command;
-//! 4. observer: [`Seen`], how the command ended and what was to be seen afterwards.
+//! 4. if the command is to be held: observer: [`Standing`], what is to be seen while it runs; runner: any line, when it has looked
+//!    as well; the command is then killed;
+//! 5. observer: [`Seen`], how the command ended and what was to be seen afterwards.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -60,7 +62,79 @@ pub struct Launch {
     pub environment: BTreeMap<String, String>,
     /// Where it starts.
     pub directory: PathBuf,
+    /// That it is looked at while it runs, and then killed: the process that was started, and no other.
+    #[serde(default)]
+    pub held: bool,
 }
+
+/// The name of the process that shows that a held sandbox stands: the last thing that the battery starts in it.
+pub const ORPHAN: &str = "anchor-orphan";
+
+/// What is to be seen of a sandbox while it runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// A process of the sandbox, as it is numbered outside; none if none was seen.
+    pub pid: Option<i32>,
+    /// What bounds its memory, if anything could be read: the limit of the control groups that are the sandbox's own, in bytes,
+    /// and none where there is no such limit.
+    pub memory: Option<Bound>,
+}
+
+/// What a control group says of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bound {
+    /// There is none.
+    None,
+    /// So much.
+    Of(u64),
+}
+
+/// What a builder makes that whoever takes its output over should not take as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputKind {
+    /// Files of all modes, and attributes.
+    Modes,
+    /// A FIFO.
+    Fifo,
+    /// A socket file.
+    Socket,
+    /// A device file.
+    Device,
+    /// Links to the canary.
+    Link,
+    /// A folder that goes on being exchanged for a link.
+    Race,
+    /// A file that goes on being written.
+    Late,
+}
+
+impl OutputKind {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Modes, Self::Fifo, Self::Socket, Self::Device, Self::Link, Self::Race, Self::Late];
+
+    /// The word for the command line.
+    pub fn name(self) -> &'static str {
+        self.probe().rsplit('.').next().unwrap_or_default()
+    }
+
+    /// The probe that is judged by it.
+    pub fn probe(self) -> &'static str {
+        match self {
+            Self::Modes => "out.modes",
+            Self::Fifo => "out.fifo",
+            Self::Socket => "out.socket",
+            Self::Device => "out.device",
+            Self::Link => "out.symlink",
+            Self::Race => "out.race",
+            Self::Late => "out.fd.late",
+        }
+    }
+}
+
+/// What the output says that is written to too late, and what it says if that worked.
+pub const AGREED: &str = "agreed\n";
 
 /// What was to be seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -58,6 +58,8 @@ pub enum Control {
     Network,
     /// The outer pid namespace.
     Pid,
+    /// A first process that collects no orphans: the command itself.
+    FirstProcess,
     /// The outer IPC namespace.
     Ipc,
     /// The outer mount tree, or a root by chroot(2) alone.
@@ -92,6 +94,22 @@ pub enum Control {
     ProcMasks,
     /// The outer /dev.
     Devices,
+    /// Outputs taken over as they are.
+    Outputs,
+    /// A supervisor whose death ends nothing.
+    Supervisor,
+    /// A host on btrfs.
+    Btrfs,
+    /// A host with a route to link-local addresses.
+    LinkLocal,
+    /// A host with a name server.
+    NameServer,
+    /// A host with one of the usual daemons.
+    Daemon,
+    /// A host with shared mounts.
+    SharedMounts,
+    /// The starter's oom_score_adj above the least that it may be.
+    OomScore,
 }
 
 impl fmt::Display for Control {

@@ -33,6 +33,9 @@ pub struct World {
     /// A port of 127.0.0.1 outside that the observer listens on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp_port: Option<u16>,
+    /// A port of ::1 outside that the observer listens on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp6_port: Option<u16>,
     /// A vsock port that the observer has bound on any address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock_port: Option<u32>,
@@ -88,7 +91,17 @@ pub struct World {
     /// The files that fit into the scratch folder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inode_limit: Option<u64>,
+    /// The bytes that the sandbox may write to its standard output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_limit: Option<u64>,
     /// The seconds that the sandbox may take.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_limit: Option<u64>,
+}
+
+impl World {
+    /// The name of the file that the battery leaves for somebody outside to find.
+    pub fn mark(&self) -> String {
+        format!("anchor-mark-{}", self.nonce)
+    }
 }

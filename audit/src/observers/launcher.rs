@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anchorhold_probe::observation::{Launch, Order, Seen, SetUp};
+use anchorhold_probe::observation::{Launch, Order, Seen, SetUp, Standing, Survivor};
 use anchorhold_probe::world::World;
 use serde::Serialize;
 
@@ -38,6 +38,8 @@ pub struct Ended {
     pub errors: Vec<u8>,
     /// Whether somebody looked for what outlived it.
     pub watched: bool,
+    /// Processes that were still there after the grace period.
+    pub survivors: Vec<Survivor>,
     /// What was seen from outside.
     pub sightings: Vec<Sighting>,
 }
@@ -109,11 +111,30 @@ impl Launcher {
     ///
     /// # Errors
     /// That the launcher does not speak any more, and that a signal asked for the end.
-    pub fn run(mut self, program: &Path, launch: &Launch) -> Result<Ended, Error> {
+    pub fn run(self, program: &Path, launch: &Launch) -> Result<Ended, Error> {
+        self.watched(program, launch, |_| ())
+    }
+
+    /// Runs the command until it stands, calls `look`, has it killed, and waits for what becomes of it.
+    ///
+    /// # Errors
+    /// As [`Launcher::run`].
+    pub fn hold(self, program: &Path, launch: Launch, look: impl FnOnce(&Standing)) -> Result<Ended, Error> {
+        self.watched(program, &Launch { held: true, ..launch }, look)
+    }
+
+    fn watched(mut self, program: &Path, launch: &Launch, look: impl FnOnce(&Standing)) -> Result<Ended, Error> {
         let failed = |error| Error::Observer { what: "launcher", error };
         self.say(launch).map_err(failed)?;
         let timer = Timer::start(Arc::clone(&self.socket), LIMIT);
         let _at_signals = interrupt::close(&self.socket);
+        if launch.held
+            && let Ok(standing) = self.hear::<Standing>(program)
+        {
+            look(&standing);
+            // If it has gone, the next line will not come.
+            let _ = self.say(&true);
+        }
         let heard = self.hear::<Seen>(program);
         let too_long = timer.stop();
         if interrupt::asked() {
@@ -129,6 +150,7 @@ impl Launcher {
                     id: if one.name == "anchor-holder" { "life.pipe.hold" } else { "life.daemon" },
                     detail: format!("process {} outlived the sandbox: {}", one.pid, one.command),
                 }));
+                ended.survivors = seen.survivors;
                 ended.sightings.extend(seen.keys.iter().map(|key| Sighting {
                     id: "key.session.plant",
                     detail: format!("the observer outside found the key {key}"),

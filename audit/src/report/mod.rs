@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::battery::Battery;
 use crate::catalogue::Catalogue;
+use crate::silent::Silent;
 use crate::verdicts::{self, Counts, State};
 
 /// The battery in one sandbox.
@@ -84,6 +85,9 @@ pub struct Report {
     pub runs: Vec<Run>,
     /// The weakenings that were needed for proofs.
     pub controls: Vec<ControlRun>,
+    /// Controls that did not fire, with the reasons.
+    #[serde(default)]
+    pub silent: Vec<Silent>,
 }
 
 impl Report {

@@ -192,6 +192,14 @@ fn not_shown(text: &mut String, report: &Report, judged: &[&Run], style: Style) 
             let _ = writeln!(text, "\n{} {} probes: {why}", style.paint("1", state.name()), ids.len());
             wrap(text, &ids.join(", "), 2, style.width);
         }
+        if state == State::Unproven {
+            for id in &ids {
+                let reasons = report.silent.iter().filter(|silent| silent.probe == *id);
+                if let Some(reason) = reasons.filter_map(|silent| silent.reason.as_ref()).next() {
+                    wrap(text, &format!("{id}: {reason}"), 4, style.width);
+                }
+            }
+        }
     }
     for run in judged.iter().filter(|run| !run.missing.is_empty()) {
         let _ = writeln!(text, "\nwithout observers in {}: {}", run.title(), run.missing.join("; "));

@@ -9,6 +9,7 @@
 mod keys;
 mod launch;
 mod memory;
+mod standing;
 mod survivors;
 mod victim;
 mod vsock;
@@ -18,7 +19,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use anchorhold_probe::observation::{Launch, Order, Seen, SetUp};
+use anchorhold_probe::observation::{Launch, Order, Seen, SetUp, Standing};
 use serde::Serialize;
 pub use victim::sleep;
 
@@ -62,10 +63,16 @@ fn converse(socket: &UnixStream) -> Result<(), String> {
     set_up.inherited_descriptor = Some(INHERITED);
     say(socket, &set_up)?;
     let launch: Launch = read(&mut lines)?;
-    drop(lines);
     let mut seen = Seen::default();
     match launch::start(&launch, &order, terminal.as_ref()) {
         Ok(child) => {
+            if launch.held {
+                say(socket, &standing::wait_for(child, &order.nonce))?;
+                // Whether it has looked or has gone, the end is the same.
+                let _ = lines.next();
+                let _ = calls::kill(child, libc::SIGKILL);
+            }
+            drop(lines);
             seen.status = launch::wait(child, socket);
             let own: Vec<i32> = [Some(std::process::id() as i32), victim.as_ref().map(victim::Victim::pid)]
                 .into_iter()
@@ -73,7 +80,13 @@ fn converse(socket: &UnixStream) -> Result<(), String> {
                 .collect();
             seen.survivors = survivors::after_grace(&order.nonce, &own);
         }
-        Err(problem) => seen.problem = Some(problem),
+        Err(problem) => {
+            // Who holds it waits for its standing first.
+            if launch.held {
+                say(socket, &Standing::default())?;
+            }
+            seen.problem = Some(problem);
+        }
     }
     seen.keys = keys.foreign();
     drop((keys, memory, victim, terminal));

@@ -173,7 +173,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Looks in /dev/pts for terminals that are not its own.",
         safe: "an instance of its own, without others' terminals",
         meaning: "Terminals of users of the host can be opened as far as their modes allow: written to, and sometimes read from.",
-        controls: &[Control::Devices, Control::Mounts],
+        controls: &[Control::Devices],
         order: Order::Any,
         root: false,
         run: terminals,

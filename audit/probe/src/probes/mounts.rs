@@ -100,7 +100,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Looks for mounts that are shared or slaves in mountinfo.",
         safe: "none",
         meaning: "What is mounted on one side appears on the other: a disk that the host mounts shows up in the build.",
-        controls: &[Control::Host],
+        controls: &[Control::SharedMounts],
         order: Order::Any,
         root: false,
         run: |_| {
