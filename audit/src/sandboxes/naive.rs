@@ -12,8 +12,9 @@ use super::{Ground, Inside, Sandbox, line, text};
 #[derive(Debug)]
 pub struct Naive;
 
+/// In the folder whose read-only ones are opened before the run's own is taken away.
 fn output(ground: &Ground) -> PathBuf {
-    ground.folder.join("naive-output")
+    ground.folder.join("store/output")
 }
 
 impl Sandbox for Naive {
@@ -26,6 +27,8 @@ impl Sandbox for Naive {
     }
 
     fn prepare(&self, ground: &Ground) -> Result<Inside, String> {
+        let store = ground.folder.join("store");
+        fs::create_dir(&store).map_err(|error| format!("making {}: {error}", store.display()))?;
         Ok(Inside { output: Some(text(&output(ground))), ..Inside::of_host(ground) })
     }
 
