@@ -30,18 +30,22 @@ pub fn silent(report: &Report, every: bool) -> Vec<Silent> {
             continue;
         }
         for control in &probe.controls {
-            let mut runs = report.controls.iter().filter(|run| run.control == *control).peekable();
-            if every && runs.peek().is_none() {
-                continue;
-            }
+            let mut runs = report.controls.iter().filter(|run| run.control == *control);
             if runs.any(|run| run.fired.contains(&probe.id)) {
                 continue;
             }
             let reason = reason(report, &probe.id, *control);
+            let reason = reason.or_else(|| if every { None } else { not_installed(report, *control) });
             found.push(Silent { probe: probe.id.clone(), control: *control, reason });
         }
     }
     found
+}
+
+/// What the control needs and this machine has not got. Who asks for every control asks for that as well.
+fn not_installed(report: &Report, control: Control) -> Option<String> {
+    let problems = report.controls.iter().filter(|run| run.control == control).filter_map(|run| run.problem.as_ref());
+    problems.filter(|problem| problem.starts_with("not installed")).cloned().next()
 }
 
 /// Why this control cannot make this probe reach, here.
@@ -77,8 +81,17 @@ type Condition = (&'static str, Option<Control>, fn() -> bool, &'static str);
 const CONDITIONS: &[Condition] = &[
     ("attr.subvolume", None, without_btrfs, "this host cannot make a file system of btrfs"),
     ("attr.subvolume.int80", None, without_btrfs, "this host cannot make a file system of btrfs"),
+    ("fs.oldroot.cwd", Some(Control::Mounts), is_ordinary, "chroot(2) takes root"),
+    ("fs.chroot.breakout", Some(Control::Mounts), is_ordinary, "chroot(2) takes root"),
+    ("fs.etc.shadow", Some(Control::Mounts), is_ordinary, "it takes root to read it"),
+    ("fs.builddir.outside", None, is_ordinary, "it takes root to be somebody else"),
+    ("proc.init.exe.write", None, is_ordinary, "the program of a first process is root's"),
     ("res.fds", None, few_descriptors, "this host's hard limit on descriptors is lower than what the probe opens"),
 ];
+
+fn is_ordinary() -> bool {
+    !user::is_root()
+}
 
 fn without_btrfs() -> bool {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
