@@ -44,8 +44,9 @@ pub fn silent(report: &Report, every: bool) -> Vec<Silent> {
 
 /// What the control needs and this machine has not got. Who asks for every control asks for that as well.
 fn not_installed(report: &Report, control: Control) -> Option<String> {
-    let problems = report.controls.iter().filter(|run| run.control == control).filter_map(|run| run.problem.as_ref());
-    problems.filter(|problem| problem.starts_with("not installed")).cloned().next()
+    let mut problems =
+        report.controls.iter().filter(|run| run.control == control).filter_map(|run| run.problem.as_ref());
+    problems.find(|problem| problem.starts_with("not installed")).cloned()
 }
 
 /// Why this control cannot make this probe reach, here.
