@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::battery::{Row, Verdict};
-use crate::catalogue::{Catalogue, Control, Severity};
+use anchorhold_probe::verdict::Verdict;
+use anchorhold_probe::vocabulary::{Control, Row, Severity};
+
+use crate::catalogue::Catalogue;
 use crate::controls::{self, Weakening};
 use crate::error::Error;
 use crate::external::{self, External};
@@ -14,6 +16,7 @@ use crate::program;
 use crate::report::{ControlRun, Report, Run};
 use crate::runner::{self, Programs};
 use crate::sandboxes;
+use crate::silent;
 use crate::user::{self, User};
 use crate::verdicts;
 
@@ -91,9 +94,12 @@ pub fn make(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Report,
         }
     }
     if request.sandboxes.is_empty() {
-        words.extend(["room", "room:nested", "room:fetch", "room:machines", "build"].map(str::to_owned));
+        words.extend(
+            ["room", "room:limited", "room:nested", "room:fetch", "room:machines", "build", "attach"]
+                .map(str::to_owned),
+        );
         if user::is_root() {
-            words.push("user:room".into());
+            words.extend(["user:room", "user:attach"].map(str::to_owned));
         }
     }
     words.extend(request.sandboxes.iter().cloned());
@@ -109,6 +115,7 @@ pub fn make(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Report,
         catalogue,
         runs: Vec::new(),
         controls: Vec::new(),
+        silent: Vec::new(),
     };
     for (sandbox, as_user) in &sandboxes {
         let user = ordinary.as_ref().filter(|_| *as_user);
@@ -125,6 +132,7 @@ pub fn make(request: &Request, progress: &mut dyn FnMut(&str)) -> Result<Report,
     }
     if request.controls != Controls::None {
         run_controls(&mut report, request.controls, &programs, ordinary.as_ref(), progress)?;
+        report.silent = silent::silent(&report, request.controls == Controls::All);
     }
     Ok(report)
 }
@@ -205,8 +213,9 @@ fn run_controls(
             } else {
                 runner::run(sandboxes::weakened_room(options).as_ref(), programs, user, &[], &left)?
             };
-            let (fired, silent): (Vec<String>, Vec<String>) =
-                left.into_iter().partition(|id| run.battery.row(id).is_some_and(|row| row.verdict == Verdict::Reached));
+            let (fired, silent): (Vec<String>, Vec<String>) = left
+                .into_iter()
+                .partition(|id| run.battery.row(id).is_some_and(|row| row.finding.verdict == Verdict::Reached));
             left = silent;
             report.controls.push(control_run(control, how, &run, fired, &left));
         }

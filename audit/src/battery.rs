@@ -3,78 +3,11 @@
 //! The lines come out of a sandbox, by way of logs and pipes that may put other lines between them. So what is no line of the
 //! battery is left out, lengths are bounded, and a battery without its last line is called cut off.
 
+use anchorhold_probe::vocabulary::{End, Head, Row};
 use serde::{Deserialize, Serialize};
 
 /// The longest line that is read, in bytes.
 const LONGEST: usize = 128 * 1024;
-
-/// How an attempt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// It worked: the hole is open.
-    Reached,
-    /// The kernel or a filter said no.
-    Refused,
-    /// The object or the system call is not there.
-    Absent,
-    /// The probe could not be set up, so nothing was shown.
-    Inconclusive,
-    /// A fact, never counted.
-    Info,
-}
-
-/// Who speaks, and where.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
-    /// The version of the battery.
-    pub battery: String,
-    /// The kernel's release.
-    pub kernel: String,
-    /// The machine's architecture.
-    pub machine: String,
-    /// The uid that the probes had, as they see it.
-    pub uid: u32,
-    /// The gid.
-    pub gid: u32,
-    /// How many probes were to follow.
-    pub probes: usize,
-}
-
-/// What one probe found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
-    /// The probe.
-    pub id: String,
-    /// How it ended.
-    pub verdict: Verdict,
-    /// The error's name, where the kernel gave one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub errno: Option<String>,
-    /// What was seen.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub detail: String,
-    /// How long it took.
-    #[serde(default)]
-    pub milliseconds: u64,
-}
-
-impl Row {
-    /// The answer in a few words: the error's name, or what was seen.
-    pub fn answer(&self) -> String {
-        match (&self.errno, self.detail.as_str()) {
-            (Some(errno), "") => errno.clone(),
-            (Some(errno), detail) if !detail.contains(errno.as_str()) => format!("{errno}: {detail}"),
-            (_, detail) => detail.to_owned(),
-        }
-    }
-}
-
-/// The last line.
-#[derive(Deserialize)]
-struct End {
-    end: usize,
-}
 
 /// A whole run of the battery, as it came out of a sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,7 +37,7 @@ impl Battery {
                 }
             } else if let Ok(head) = serde_json::from_slice::<Head>(line) {
                 battery.head.get_or_insert(head);
-            } else if let Ok(End { end }) = serde_json::from_slice::<End>(line) {
+            } else if let Ok(End { end, .. }) = serde_json::from_slice::<End>(line) {
                 battery.complete = end == battery.rows.len();
             }
         }
@@ -119,6 +52,8 @@ impl Battery {
 
 #[cfg(test)]
 mod tests {
+    use anchorhold_probe::verdict::Verdict;
+
     use super::*;
 
     const WHOLE: &str = concat!(
@@ -137,7 +72,7 @@ mod tests {
         let battery = Battery::parse(WHOLE.as_bytes());
         assert!(battery.complete);
         assert_eq!(battery.head.as_ref().map(|head| head.uid), Some(1000));
-        assert_eq!(battery.row("a.c").map(|row| row.verdict), Some(Verdict::Reached));
+        assert_eq!(battery.row("a.c").map(|row| row.finding.verdict), Some(Verdict::Reached));
         assert_eq!(battery.row("a.b").map(Row::answer), Some("EPERM".to_owned()));
     }
 

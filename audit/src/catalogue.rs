@@ -1,82 +1,9 @@
 //! What is tried: the probes of the battery, as the probe program lists them, and those that a reviewer adds.
 
-use std::fmt;
 use std::path::PathBuf;
 
+use anchorhold_probe::vocabulary::{Control, Severity};
 use serde::{Deserialize, Serialize};
-
-/// How bad it is when a probe reaches what it tries to reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// The host, another build or a registered output falls.
-    Critical,
-    /// A secret, a channel between builds, or most of the way to the host.
-    High,
-    /// More attack surface than work needs, or a weakened second layer.
-    Medium,
-    /// Hardly of use to an attacker alone.
-    Low,
-    /// A fact that tells hosts apart; never counted.
-    Fact,
-}
-
-impl Severity {
-    /// Those that count, worst first.
-    pub const COUNTED: [Self; 4] = [Self::Critical, Self::High, Self::Medium, Self::Low];
-
-    /// The word for it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Critical => "critical",
-            Self::High => "high",
-            Self::Medium => "medium",
-            Self::Low => "low",
-            Self::Fact => "fact",
-        }
-    }
-}
-
-impl fmt::Display for Severity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-/// A weakening under which a probe must reach what it tries to reach. `controls` says how each is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[expect(missing_docs, reason = "the probe program's own list says what each is")]
-pub enum Control {
-    Host,
-    HostRoot,
-    Network,
-    Pid,
-    Ipc,
-    Mounts,
-    Seccomp,
-    Landlock,
-    KernelRoot,
-    Capabilities,
-    Writable,
-    SetId,
-    Descriptors,
-    Environment,
-    Terminal,
-    Keyring,
-    Limits,
-    UserNamespaces,
-    Fetch,
-    ProcMasks,
-    Devices,
-}
-
-impl fmt::Display for Control {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = serde_json::to_value(self).ok();
-        f.pad(word.as_ref().and_then(serde_json::Value::as_str).unwrap_or("?"))
-    }
-}
 
 /// One attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

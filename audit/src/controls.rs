@@ -1,6 +1,6 @@
 //! The weakening behind each control: how the hole that a probe looks for is opened on purpose, to see that the probe finds it.
 
-use crate::catalogue::Control;
+use anchorhold_probe::vocabulary::Control;
 
 /// Where a control is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,10 @@ pub fn weakenings(control: Control) -> &'static [Weakening] {
             Room(&["--without", "descriptors", "--without", "landlock", "--without", "seccomp"]),
         ],
         Control::Environment => &[Room(&["--env", "ANCHORHOLD_AUDIT_MARK"])],
-        Control::Terminal => &[Room(&["--without", "descriptors", "--without", "seccomp", "--without", "landlock"])],
+        Control::FirstProcess => &[Room(&[])],
+        Control::Terminal => {
+            &[Room(&["--without", "descriptors", "--without", "seccomp", "--without", "landlock"]), Peer("bubblewrap")]
+        }
         Control::Keyring => &[UserRoom(&["--without", "keyring", "--without", "seccomp"])],
         Control::Limits => &[Peer("room:unlimited")],
         Control::UserNamespaces => &[
@@ -75,6 +78,29 @@ pub fn weakenings(control: Control) -> &'static [Weakening] {
         ],
         Control::Fetch => &[Room(&["--profile", "fetch"])],
         Control::ProcMasks => &[Room(&["--without", "proc"]), Room(&["--without", "proc", "--without", "landlock"])],
+        Control::Outputs => &[Peer("naive")],
+        Control::Supervisor => &[Peer("{} & wait")],
+        // Each of these makes a host that has what this one may not have, in a mount or network namespace of its own.
+        Control::Btrfs => &[Peer(
+            "truncate -s 128M {scratch}.btrfs && mkfs.btrfs --quiet {scratch}.btrfs && unshare --mount --propagation private \
+             sh -c 'mount -o loop {scratch}.btrfs {scratch} && exec \"$@\"' sh {}",
+        )],
+        Control::LinkLocal => &[Peer(
+            "unshare --net sh -c 'ip link set lo up && ip route add 169.254.0.0/16 dev lo && exec \"$@\"' sh {}",
+        )],
+        Control::NameServer => &[Peer(
+            "echo nameserver 192.0.2.1 >{scratch}.resolv && unshare --net --mount --propagation private \
+             sh -c 'ip link set lo up && ip route add 192.0.2.0/24 dev lo && mount --bind {scratch}.resolv /etc/resolv.conf && \
+             exec \"$@\"' sh {}",
+        )],
+        Control::Daemon => &[Peer(
+            "unshare --mount --propagation private sh -c 'mount -t tmpfs tmpfs /run && touch /run/docker.sock && \
+             mount --bind {outside}/socket /run/docker.sock && exec \"$@\"' sh {}",
+        )],
+        Control::SharedMounts => {
+            &[Peer("unshare --mount --propagation private sh -c 'mount --make-rshared / && exec \"$@\"' sh {}")]
+        }
+        Control::OomScore => &[Peer("echo 500 >/proc/self/oom_score_adj && {}")],
         Control::Devices => &[Room(&["--without", "devices", "--without", "landlock"])],
     }
 }

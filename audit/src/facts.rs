@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+use anchorhold_probe::vocabulary::{Row, Severity};
 use serde::{Deserialize, Serialize};
 
-use crate::battery::Row;
-use crate::catalogue::Severity;
 use crate::report::Report;
 
 /// The facts of each sandbox of an audit.

@@ -5,9 +5,11 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use anchorhold_probe::verdict::{Finding, Verdict};
+use anchorhold_probe::world::World;
 use tempfile::TempDir;
 
-use crate::battery::{Battery, Verdict};
+use crate::battery::Battery;
 use crate::error::Error;
 use crate::interrupt;
 use crate::observers::launcher::Launcher;
@@ -15,8 +17,8 @@ use crate::observers::{Observers, Sighting};
 use crate::program;
 use crate::report::Run;
 use crate::sandboxes::{Ground, Sandbox};
+use crate::trials::Trials;
 use crate::user::{self, User};
-use crate::world::World;
 
 /// The programs.
 #[derive(Clone, Debug)]
@@ -79,6 +81,7 @@ pub fn run(
     observers.describe(&mut world);
     world.namespaces = namespaces();
     sandbox.grant(&mut world);
+    let told = world.clone();
     let probe = ground.folder.join("observer");
     let launcher = Launcher::start(&probe, user, &outside, &mut world)?;
     result.missing.clone_from(&launcher.missing);
@@ -102,7 +105,7 @@ pub fn run(
                 result.battery = Battery::parse(&[&ended.output[..], b"\n", &ended.errors].concat());
             }
             for row in &mut result.battery.rows {
-                row.detail = shown(&row.detail, &nonce, folder.path());
+                row.finding.detail = shown(&row.finding.detail, &nonce, folder.path());
             }
             // A reviewer's own program may leave the last line out; then its status says whether anything was lost.
             if programs.battery != programs.probe && ended.status == Some(0) && !result.battery.rows.is_empty() {
@@ -122,6 +125,22 @@ pub fn run(
                     format!("the battery did not come to its end (status {status}): {last}")
                 })
             });
+            if result.problem.is_none() && programs.battery == programs.probe {
+                let trials = Trials {
+                    sandbox,
+                    ground: &ground,
+                    inside: &inside,
+                    user,
+                    world: &told,
+                    outside: &outside,
+                    probe: &probe,
+                    observers: &observers,
+                };
+                trials.make(&mut result.battery)?;
+                for row in &mut result.battery.rows {
+                    row.finding.detail = shown(&row.finding.detail, &nonce, folder.path());
+                }
+            }
         }
         Err(problem) => result.problem = Some(problem),
     }
@@ -133,9 +152,9 @@ pub fn run(
 fn settle(battery: &mut Battery) {
     for row in &mut battery.rows {
         let is_outside = matches!(row.id.as_str(), "life.daemon" | "life.pipe.hold");
-        if is_outside && row.verdict == Verdict::Inconclusive && row.detail.contains("was left behind") {
-            row.verdict = Verdict::Refused;
-            row.detail = "gone with the sandbox".to_owned();
+        if is_outside && row.finding.verdict == Verdict::Inconclusive && row.finding.detail.contains("was left behind")
+        {
+            row.finding = Finding::held("gone with the sandbox");
         }
     }
 }
@@ -144,11 +163,9 @@ fn settle(battery: &mut Battery) {
 fn upgrade(battery: &mut Battery, sightings: impl Iterator<Item = Sighting>) {
     for sighting in sightings {
         if let Some(row) = battery.rows.iter_mut().find(|row| row.id == sighting.id)
-            && row.verdict != Verdict::Reached
+            && row.finding.verdict != Verdict::Reached
         {
-            row.verdict = Verdict::Reached;
-            row.errno = None;
-            row.detail = sighting.detail;
+            row.finding = Finding::reached(sighting.detail);
         }
     }
 }

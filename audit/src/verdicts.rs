@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 
+use anchorhold_probe::verdict::Verdict;
+use anchorhold_probe::vocabulary::Severity;
 use serde::Serialize;
 
-use crate::battery::Verdict;
-use crate::catalogue::{Probe, Severity};
+use crate::catalogue::Probe;
 use crate::report::{Report, Run};
 
 /// The state of one probe in one sandbox.
@@ -78,7 +79,7 @@ impl State {
 
 /// The weakening under which a probe was seen to reach, in words; none if there was none.
 pub fn proof(report: &Report, probe: &Probe) -> Option<String> {
-    let reached = |run: &Run| run.battery.row(&probe.id).is_some_and(|row| row.verdict == Verdict::Reached);
+    let reached = |run: &Run| run.battery.row(&probe.id).is_some_and(|row| row.finding.verdict == Verdict::Reached);
     if let Some(run) = report.runs.iter().find(|run| run.baseline && reached(run)) {
         return Some(run.title());
     }
@@ -91,17 +92,17 @@ pub fn proof(report: &Report, probe: &Probe) -> Option<String> {
 /// The state of a probe in a run of the report.
 pub fn state(report: &Report, run: &Run, probe: &Probe) -> State {
     let Some(row) = run.battery.row(&probe.id) else { return State::Lost };
-    if probe.severity == Severity::Fact || row.verdict == Verdict::Info {
+    if probe.severity == Severity::Fact || row.finding.verdict == Verdict::Info {
         return State::Fact;
     }
-    if row.verdict == Verdict::Reached {
+    if row.finding.verdict == Verdict::Reached {
         return if wanted_by(&run.granted, &probe.id) { State::Granted } else { State::Open };
     }
     let proven = proof(report, probe).is_some();
     if !proven && absent_from_host(report, probe) {
         return State::NotApplicable;
     }
-    match row.verdict {
+    match row.finding.verdict {
         Verdict::Inconclusive => State::Inconclusive,
         _ if proven => State::Closed,
         _ => State::Unproven,
@@ -116,7 +117,7 @@ fn wanted_by(granted: &[String], id: &str) -> bool {
 fn absent_from_host(report: &Report, probe: &Probe) -> bool {
     let mut rows =
         report.runs.iter().filter(|run| run.baseline).filter_map(|run| run.battery.row(&probe.id)).peekable();
-    rows.peek().is_some() && rows.all(|row| row.verdict == Verdict::Absent)
+    rows.peek().is_some() && rows.all(|row| row.finding.verdict == Verdict::Absent)
 }
 
 /// How many probes of each severity are in each state.
@@ -156,8 +157,11 @@ pub fn worst_open(report: &Report) -> Option<Severity> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::battery::{Battery, Row};
-    use crate::catalogue::{Catalogue, Control};
+    use anchorhold_probe::verdict::Finding;
+    use anchorhold_probe::vocabulary::{Control, Row};
+
+    use crate::battery::Battery;
+    use crate::catalogue::Catalogue;
     use crate::report::ControlRun;
 
     fn probe(id: &str, severity: Severity) -> Probe {
@@ -176,7 +180,8 @@ mod tests {
     }
 
     fn run(sandbox: &str, verdict: Verdict) -> Run {
-        let row = Row { id: "a.b".into(), verdict, errno: None, detail: String::new(), milliseconds: 0 };
+        let row =
+            Row { id: "a.b".into(), finding: Finding { verdict, errno: None, detail: String::new() }, milliseconds: 0 };
         Run {
             sandbox: sandbox.into(),
             user: "root".into(),
@@ -200,6 +205,7 @@ mod tests {
             catalogue: Catalogue(vec![probe("a.b", Severity::High)]),
             runs: vec![run("host", host), run("room", room)],
             controls: Vec::new(),
+            silent: Vec::new(),
         }
     }
 

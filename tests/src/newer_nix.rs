@@ -91,6 +91,10 @@ impl NewerNix {
         let mut command = Command::new("../scripts/newer-nix");
         command.args(["--offline", "--directory"]).arg(&self.root);
         command.args(["--bind", &bind(&self.directory.path().join("nix"), "/nix")]);
+        let probe = anchorhold().with_file_name("anchorhold-probe");
+        if probe.exists() {
+            command.args(["--bind", &bind(&probe, "/tmp/anchorhold-probe")]);
+        }
         command.args(["--bind", &bind(&anchorhold(), "/tmp/anchorhold"), "run", "bash", "-euc", script]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::world::World;
+use anchorhold_probe::world::World;
 
 /// What was asked for.
 #[derive(Debug)]
@@ -12,6 +12,19 @@ pub enum Command {
     List,
     /// The battery.
     Run(Box<Run>),
+    /// Stay, with everything open to the outside that can be opened, until somebody there has looked.
+    Hold(Box<Run>),
+    /// Make an output that whoever takes it over should not take as it is.
+    Output(String, Box<Run>),
+    /// Try to open a file of this name as somebody else: in these folders, and by the root of this process.
+    Look {
+        /// The file.
+        name: String,
+        /// The process.
+        process: i32,
+        /// Where it is looked for.
+        folders: Vec<PathBuf>,
+    },
     /// Be the parent of a sandbox and watch from outside, for the runner.
     Observe,
     /// Be somebody to be looked at.
@@ -43,33 +56,47 @@ impl Run {
 /// Reads the arguments after the program's name. The error is one line for a person.
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Command, String> {
     let mut words = arguments.map(|word| word.into_string().map_err(|word| format!("{word:?} is not UTF-8")));
-    let usage = "usage: anchorhold-probe list | run [--world JSON] [--only ID]... [--output FILE]";
     match words.next().transpose()?.as_deref() {
         Some("list") => Ok(Command::List),
         Some("observe") => Ok(Command::Observe),
         Some("sleep") => Ok(Command::Sleep),
-        Some("run") => {
-            let mut run = Run::default();
-            while let Some(word) = words.next().transpose()? {
-                let value = words.next().transpose()?.ok_or_else(|| format!("{word} needs a value; {usage}"))?;
-                match word.as_str() {
-                    "--world" => {
-                        run.world = serde_json::from_str(&value)
-                            .map_err(|error| format!("--world is not understood: {error}"))?;
-                    }
-                    "--only" => run.only.push(value),
-                    // In a build, only the builder's environment tells where the output goes.
-                    "--output" => match value.strip_prefix('$') {
-                        Some(name) => run.output = std::env::var_os(name).map(PathBuf::from),
-                        None => run.output = Some(value.into()),
-                    },
-                    _ => return Err(format!("{word} is unknown; {usage}")),
-                }
-            }
-            Ok(Command::Run(Box::new(run)))
+        Some("run") => options(words).map(Command::Run),
+        Some("hold") => options(words).map(Command::Hold),
+        Some("output") => {
+            let kind = words.next().transpose()?.ok_or(USAGE)?;
+            options(words).map(|run| Command::Output(kind, run))
         }
-        _ => Err(usage.to_owned()),
+        Some("look") => {
+            let name = words.next().transpose()?.ok_or(USAGE)?;
+            let process = words.next().transpose()?.and_then(|word| word.parse().ok()).ok_or(USAGE)?;
+            let folders = words.map(|word| word.map(PathBuf::from)).collect::<Result<_, _>>()?;
+            Ok(Command::Look { name, process, folders })
+        }
+        _ => Err(USAGE.to_owned()),
     }
+}
+
+const USAGE: &str = "usage: anchorhold-probe list | run [--world JSON] [--only ID]... [--output FILE]";
+
+fn options(mut words: impl Iterator<Item = Result<String, String>>) -> Result<Box<Run>, String> {
+    let mut run = Run::default();
+    while let Some(word) = words.next().transpose()? {
+        let value = words.next().transpose()?.ok_or_else(|| format!("{word} needs a value; {USAGE}"))?;
+        match word.as_str() {
+            "--world" => {
+                run.world =
+                    serde_json::from_str(&value).map_err(|error| format!("--world is not understood: {error}"))?;
+            }
+            "--only" => run.only.push(value),
+            // In a build, only the builder's environment tells where the output goes.
+            "--output" => match value.strip_prefix('$') {
+                Some(name) => run.output = std::env::var_os(name).map(PathBuf::from),
+                None => run.output = Some(value.into()),
+            },
+            _ => return Err(format!("{word} is unknown; {USAGE}")),
+        }
+    }
+    Ok(Box::new(run))
 }
 
 #[cfg(test)]

@@ -6,39 +6,11 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use serde::Serialize;
+use anchorhold_probe::vocabulary::{End, Head, Row};
 
 use crate::arguments::Run;
 use crate::probe::{Order, Probe};
-use crate::verdict::Finding;
 use crate::{calls, child, probes};
-
-/// What the first line says: who speaks, and where.
-#[derive(Serialize)]
-struct Head<'a> {
-    battery: &'static str,
-    kernel: &'a str,
-    machine: &'a str,
-    uid: u32,
-    gid: u32,
-    probes: usize,
-}
-
-/// What the line of a probe says.
-#[derive(Serialize)]
-struct Row<'a> {
-    id: &'a str,
-    #[serde(flatten)]
-    finding: Finding,
-    milliseconds: u128,
-}
-
-/// What the last line says. A report without it was cut off.
-#[derive(Serialize)]
-struct End {
-    end: usize,
-    verdicts: BTreeMap<String, usize>,
-}
 
 /// Every probe, in the order in which they run: those that change their surroundings come last.
 pub fn catalogue() -> Vec<&'static Probe> {
@@ -73,20 +45,21 @@ pub fn run(run: &Run) -> ExitCode {
     let chosen: Vec<&Probe> = catalogue().into_iter().filter(|probe| run.wants(probe.id)).collect();
     let (kernel, machine) = calls::uname();
     let head = Head {
-        battery: env!("CARGO_PKG_VERSION"),
-        kernel: &kernel,
-        machine: &machine,
+        battery: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel,
+        machine,
         uid: calls::geteuid(),
         gid: calls::getegid(),
         probes: chosen.len(),
     };
     say(serde_json::to_string(&head).expect("plain data has a JSON form"));
-    let mut verdicts = BTreeMap::new();
+    let mut verdicts: BTreeMap<String, usize> = BTreeMap::new();
     for probe in &chosen {
         let started = Instant::now();
         let finding = child::attempt(probe, &run.world);
         *verdicts.entry(format!("{:?}", finding.verdict).to_lowercase()).or_default() += 1;
-        let row = Row { id: probe.id, finding, milliseconds: started.elapsed().as_millis() };
+        let milliseconds = started.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
+        let row = Row { id: probe.id.to_owned(), finding, milliseconds };
         say(serde_json::to_string(&row).expect("plain data has a JSON form"));
     }
     say(serde_json::to_string(&End { end: chosen.len(), verdicts }).expect("plain data has a JSON form"));

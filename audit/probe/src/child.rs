@@ -1,9 +1,10 @@
 //! One probe, in a process of its own: whatever it breaks, the next one starts whole.
 
+use anchorhold_probe::verdict::Finding;
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::probe::Probe;
-use crate::verdict::Finding;
-use crate::world::World;
 
 /// Seconds after which an attempt is ended.
 pub const LIMIT: u32 = 10;
@@ -16,7 +17,7 @@ const LONGEST: usize = 64 * 1024;
 pub fn attempt(probe: &Probe, world: &World) -> Finding {
     let [reader, writer] = match calls::pipe() {
         Ok(ends) => ends,
-        Err(errno) => return Finding::inconclusive(format!("no pipe: {}", crate::verdict::name_of(errno))),
+        Err(errno) => return Finding::inconclusive(format!("no pipe: {}", anchorhold_probe::verdict::name_of(errno))),
     };
     let child = match calls::fork() {
         Ok(0) => {
@@ -40,7 +41,7 @@ pub fn attempt(probe: &Probe, world: &World) -> Finding {
         Err(errno) => {
             calls::close(reader);
             calls::close(writer);
-            return Finding::inconclusive(format!("no process: {}", crate::verdict::name_of(errno)));
+            return Finding::inconclusive(format!("no process: {}", anchorhold_probe::verdict::name_of(errno)));
         }
     };
     calls::close(writer);
@@ -80,7 +81,7 @@ fn first_line(reader: i32) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::probe::{Order, Severity};
-    use crate::verdict::Verdict;
+    use anchorhold_probe::verdict::Verdict;
 
     fn probe(run: fn(&World) -> Finding) -> Probe {
         Probe {

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use anchorhold_probe::verdict::{Finding, name_of};
+use anchorhold_probe::world::World;
+
 use crate::calls;
-use crate::verdict::{Finding, name_of};
-use crate::world::World;
 
 /// `statfs(2)`: procfs.
 pub const PROC: u64 = 0x9fa0;
@@ -58,7 +59,7 @@ pub fn file_system(path: impl AsRef<Path>) -> Result<FileSystem, i32> {
     // `struct statfs` of the 64-bit architectures is fifteen words.
     let mut words = [0_u64; 32];
     calls::raw(libc::SYS_statfs, &[path.as_ptr() as usize, words.as_mut_ptr() as usize])?;
-    Ok(FileSystem { kind: words[0], size: words[1].saturating_mul(words[2]), flags: words[10] })
+    Ok(FileSystem { kind: words[0], size: words[1].saturating_mul(words[2]), files: words[5], flags: words[10] })
 }
 
 /// The part of `struct statfs` that probes ask for.
@@ -68,6 +69,8 @@ pub struct FileSystem {
     pub kind: u64,
     /// Bytes altogether; zero where there is no bound.
     pub size: u64,
+    /// Inodes altogether; zero where there is no bound.
+    pub files: u64,
     /// `ST_RDONLY` and so on.
     pub flags: u64,
 }

@@ -1,6 +1,7 @@
 //! An abstract stream socket: names of these belong to the network namespace, and need no file system to be reached.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 
@@ -26,6 +27,11 @@ impl AbstractSocket {
     /// Its name, without the zero byte before it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Descriptors that were handed over.
+    pub fn kept(&self) -> Vec<OwnedFd> {
+        self.listener.kept()
     }
 
     /// Whether somebody came.

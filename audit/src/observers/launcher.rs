@@ -1,72 +1,29 @@
 //! The parent of a sandbox's launcher: it is of the launcher's user, and does what needs raw calls.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use anchorhold_probe::observation::{Launch, Order, Seen, SetUp, Standing, Survivor};
+use anchorhold_probe::world::World;
+use serde::Serialize;
 
 use super::{Sighting, VARIABLE};
 use crate::error::Error;
 use crate::interrupt;
 use crate::user::User;
-use crate::world::World;
 
 /// The longest output of a sandbox that is kept, in bytes.
 const LONGEST: u64 = 16 << 20;
 
 /// How long a sandbox may take before it is ended: the battery takes a few seconds, a first start of some peers half a minute.
 pub const LIMIT: Duration = Duration::from_secs(180);
-
-#[derive(Serialize)]
-struct Order<'a> {
-    nonce: &'a str,
-    folder: &'a Path,
-    variable: &'a str,
-    port: u32,
-}
-
-/// What it has set up.
-#[derive(Debug, Deserialize)]
-struct SetUp {
-    #[serde(flatten)]
-    world: World,
-    missing: Vec<String>,
-}
-
-/// How the command is started.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Launch {
-    /// Program and arguments.
-    pub words: Vec<String>,
-    /// Variables to set besides those that are inherited.
-    pub environment: BTreeMap<String, String>,
-    /// Where it starts.
-    pub directory: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-struct Seen {
-    status: Option<i32>,
-    problem: Option<String>,
-    survivors: Vec<Survivor>,
-    keys: Vec<String>,
-}
-
-/// A process that outlived its sandbox.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-struct Survivor {
-    pid: i32,
-    name: String,
-    command: String,
-}
 
 /// How a sandbox ended, and what it wrote.
 #[derive(Debug, Default)]
@@ -81,6 +38,8 @@ pub struct Ended {
     pub errors: Vec<u8>,
     /// Whether somebody looked for what outlived it.
     pub watched: bool,
+    /// Processes that were still there after the grace period.
+    pub survivors: Vec<Survivor>,
     /// What was seen from outside.
     pub sightings: Vec<Sighting>,
 }
@@ -130,9 +89,10 @@ impl Launcher {
         let port = world.nonce.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()))
             % 1_000_000
             + 100_000;
-        launcher.say(&Order { nonce: &world.nonce, folder, variable: VARIABLE, port }).map_err(failed)?;
-        let set_up: SetUp = launcher.hear(program)?;
-        let theirs = set_up.world;
+        let order =
+            Order { nonce: world.nonce.clone(), folder: folder.to_owned(), variable: VARIABLE.to_owned(), port };
+        launcher.say(&order).map_err(failed)?;
+        let theirs: SetUp = launcher.hear(program)?;
         world.victim = theirs.victim;
         world.inherited_descriptor = theirs.inherited_descriptor;
         world.shared_memory_key = theirs.shared_memory_key;
@@ -143,7 +103,7 @@ impl Launcher {
         world.vsock_port = theirs.vsock_port;
         world.terminal = theirs.terminal;
         world.survivors = true;
-        launcher.missing = set_up.missing;
+        launcher.missing = theirs.missing;
         Ok(launcher)
     }
 
@@ -151,11 +111,30 @@ impl Launcher {
     ///
     /// # Errors
     /// That the launcher does not speak any more, and that a signal asked for the end.
-    pub fn run(mut self, program: &Path, launch: &Launch) -> Result<Ended, Error> {
+    pub fn run(self, program: &Path, launch: &Launch) -> Result<Ended, Error> {
+        self.watched(program, launch, |_| ())
+    }
+
+    /// Runs the command until it stands, calls `look`, has it killed, and waits for what becomes of it.
+    ///
+    /// # Errors
+    /// As [`Launcher::run`].
+    pub fn hold(self, program: &Path, launch: Launch, look: impl FnOnce(&Standing)) -> Result<Ended, Error> {
+        self.watched(program, &Launch { held: true, ..launch }, look)
+    }
+
+    fn watched(mut self, program: &Path, launch: &Launch, look: impl FnOnce(&Standing)) -> Result<Ended, Error> {
         let failed = |error| Error::Observer { what: "launcher", error };
         self.say(launch).map_err(failed)?;
         let timer = Timer::start(Arc::clone(&self.socket), LIMIT);
         let _at_signals = interrupt::close(&self.socket);
+        if launch.held
+            && let Ok(standing) = self.hear::<Standing>(program)
+        {
+            look(&standing);
+            // If it has gone, the next line will not come.
+            let _ = self.say(&true);
+        }
         let heard = self.hear::<Seen>(program);
         let too_long = timer.stop();
         if interrupt::asked() {
@@ -171,6 +150,7 @@ impl Launcher {
                     id: if one.name == "anchor-holder" { "life.pipe.hold" } else { "life.daemon" },
                     detail: format!("process {} outlived the sandbox: {}", one.pid, one.command),
                 }));
+                ended.survivors = seen.survivors;
                 ended.sightings.extend(seen.keys.iter().map(|key| Sighting {
                     id: "key.session.plant",
                     detail: format!("the observer outside found the key {key}"),

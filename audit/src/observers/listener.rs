@@ -1,12 +1,15 @@
 //! A thread that accepts, says the nonce to whoever comes, and hears what they say. Stopped by shutting the socket down, which
 //! wakes the thread.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 /// How long a visitor may take to say something.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -15,11 +18,28 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub trait Visit: Read + Write + Send {
     /// Bounds how long reading waits.
     fn be_patient(&self, limit: Duration) -> io::Result<()>;
+
+    /// Hears what the visitor says, and takes what they hand over.
+    fn hear(&mut self) -> Option<OwnedFd> {
+        let _ = self.read(&mut [0; 256]);
+        None
+    }
 }
 
 impl Visit for std::os::unix::net::UnixStream {
     fn be_patient(&self, limit: Duration) -> io::Result<()> {
         self.set_read_timeout(Some(limit))
+    }
+
+    fn hear(&mut self) -> Option<OwnedFd> {
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut room);
+        let mut bytes = [0; 256];
+        recvmsg(&*self, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
+        control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        })
     }
 }
 
@@ -29,11 +49,15 @@ impl Visit for std::net::TcpStream {
     }
 }
 
+/// What visitors handed over.
+type Kept = Arc<Mutex<Vec<OwnedFd>>>;
+
 /// The thread behind a listening socket.
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
     visits: Arc<AtomicUsize>,
+    kept: Kept,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -45,16 +69,24 @@ impl Listener {
         accept: impl Fn() -> io::Result<V> + Send + 'static,
     ) -> io::Result<Self> {
         let visits = Arc::new(AtomicUsize::new(0));
-        let (counter, nonce) = (Arc::clone(&visits), nonce.to_owned());
+        let kept = Kept::default();
+        let (counter, keeper, nonce) = (Arc::clone(&visits), Arc::clone(&kept), nonce.to_owned());
         let thread = std::thread::Builder::new().name("observer".into()).spawn(move || {
             while let Ok(mut visitor) = accept() {
                 counter.fetch_add(1, Ordering::Relaxed);
                 let _ = visitor.write_all(nonce.as_bytes());
                 let _ = visitor.be_patient(PATIENCE);
-                let _ = visitor.read(&mut [0; 256]);
+                if let Some(descriptor) = visitor.hear() {
+                    keeper.lock().expect("nobody panics with the lock").push(descriptor);
+                }
             }
         })?;
-        Ok(Self { socket, visits, thread: Some(thread) })
+        Ok(Self { socket, visits, kept, thread: Some(thread) })
+    }
+
+    /// Descriptors that visitors handed over, which are ours from now on.
+    pub fn kept(&self) -> Vec<OwnedFd> {
+        std::mem::take(&mut *self.kept.lock().expect("nobody panics with the lock"))
     }
 
     /// Whether somebody came.

@@ -6,7 +6,7 @@
 //! [`launcher`].
 
 mod abstract_socket;
-mod canary;
+pub mod canary;
 mod dialler;
 pub mod launcher;
 mod listener;
@@ -14,10 +14,12 @@ mod path_socket;
 mod tcp_listener;
 mod traces;
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use anchorhold_probe::world::World;
+
 use crate::error::Error;
-use crate::world::World;
 
 /// Something that was seen from outside and that shows a probe's hole open, whatever the probe itself could tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub struct Observers {
     dialler: dialler::Dialler,
     path_socket: path_socket::PathSocket,
     tcp: tcp_listener::TcpListener,
+    /// None on a host without version 6.
+    tcp6: Option<tcp_listener::TcpListener>,
     canary: canary::Canary,
     nonce: String,
 }
@@ -53,7 +57,8 @@ impl Observers {
             abstract_socket: abstract_socket::AbstractSocket::start(nonce).map_err(failed("abstract socket"))?,
             dialler: dialler::Dialler::start(nonce).map_err(failed("dialler"))?,
             path_socket: path_socket::PathSocket::start(nonce, folder).map_err(failed("socket file"))?,
-            tcp: tcp_listener::TcpListener::start(nonce).map_err(failed("TCP listener"))?,
+            tcp: tcp_listener::TcpListener::start(nonce, Ipv4Addr::LOCALHOST.into()).map_err(failed("TCP listener"))?,
+            tcp6: tcp_listener::TcpListener::start(nonce, Ipv6Addr::LOCALHOST.into()).ok(),
             canary: canary::Canary::lay(nonce, folder).map_err(failed("canary"))?,
             nonce: nonce.to_owned(),
         })
@@ -67,7 +72,18 @@ impl Observers {
         world.dialled_socket = Some(self.dialler.name().to_owned());
         world.path_socket = Some(self.path_socket.path().to_owned());
         world.tcp_port = Some(self.tcp.port());
+        world.tcp6_port = self.tcp6.as_ref().map(tcp_listener::TcpListener::port);
         world.environment_variable = Some(VARIABLE.to_owned());
+    }
+
+    /// Where the canary is.
+    pub fn canary(&self) -> &canary::Canary {
+        &self.canary
+    }
+
+    /// Descriptors that came out of the sandbox over the abstract socket.
+    pub fn kept(&self) -> Vec<std::os::fd::OwnedFd> {
+        self.abstract_socket.kept()
     }
 
     /// What they saw. To be asked when the sandbox is gone.
@@ -78,6 +94,7 @@ impl Observers {
         see("net.abs.in", self.dialler.answered());
         see("net.path", self.path_socket.visited());
         see("net.loopback.host", self.tcp.visited());
+        see("net.loopback.six", self.tcp6.as_ref().and_then(tcp_listener::TcpListener::visited));
         see("fs.canary.write", self.canary.changed());
         see("fs.tmp.shared", traces::found(&self.nonce));
         seen

@@ -1,7 +1,7 @@
-//! A listener on the host's own 127.0.0.1.
+//! A listener on one of the host's own loopback addresses.
 
 use std::io;
-use std::net::{Ipv4Addr, TcpListener as Socket};
+use std::net::{IpAddr, TcpListener as Socket};
 
 use super::listener::Listener;
 
@@ -13,9 +13,9 @@ pub struct TcpListener {
 }
 
 impl TcpListener {
-    /// Starts to listen, on a port that the kernel chooses.
-    pub fn start(nonce: &str) -> io::Result<Self> {
-        let socket = Socket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    /// Starts to listen at this address, on a port that the kernel chooses.
+    pub fn start(nonce: &str, address: IpAddr) -> io::Result<Self> {
+        let socket = Socket::bind((address, 0))?;
         let port = socket.local_addr()?.port();
         let own = socket.try_clone()?.into();
         let listener = Listener::start(own, nonce, move || socket.accept().map(|(visitor, _)| visitor))?;

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
+use anchorhold_probe::vocabulary::{Row, Severity};
+
 use super::junit::escape;
 use super::{Report, Run};
-use crate::battery::Row;
-use crate::catalogue::{Probe, Severity};
+use crate::catalogue::Probe;
 use crate::verdicts::{self, Counts, State};
 
 /// The page.
@@ -160,7 +161,7 @@ fn controls(page: &mut String, report: &Report) {
     if report.controls.is_empty() {
         return;
     }
-    page.push_str("<h2>Controls</h2>\n<p>Weakenings of our own room, run for what the bare host had not proven.</p>\n<table><tr><th>control</th><th>weakening</th><th>reached</th><th>did not reach</th></tr>\n");
+    page.push_str("<h2>Controls</h2>\n<p>Weakenings of our own room and other ways to open a hole, run for what the bare host had not proven.</p>\n<table><tr><th>control</th><th>weakening</th><th>reached</th><th>did not reach</th></tr>\n");
     for run in &report.controls {
         let silent: Vec<&str> = run.silent.iter().map(|(id, _)| id.as_str()).collect();
         let _ = writeln!(
@@ -175,6 +176,18 @@ fn controls(page: &mut String, report: &Report) {
             escape(&run.fired.join(", ")),
             escape(&silent.join(", "))
         );
+    }
+    page.push_str("</table>\n");
+    if report.silent.is_empty() {
+        return;
+    }
+    page.push_str("<h2>Controls that did not fire</h2>\n<table><tr><th>probe</th><th>control</th><th>why</th></tr>\n");
+    for silent in &report.silent {
+        let why = match &silent.reason {
+            Some(reason) => escape(reason),
+            None => "<span class=\"problem\">no reason is known</span>".to_owned(),
+        };
+        let _ = writeln!(page, "<tr><td>{}</td><td>{}</td><td>{why}</td></tr>", escape(&silent.probe), silent.control);
     }
     page.push_str("</table>\n");
 }

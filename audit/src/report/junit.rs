@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
+use anchorhold_probe::vocabulary::{Row, Severity};
+
 use super::Report;
-use crate::battery::Row;
-use crate::catalogue::Severity;
 use crate::verdicts::{self, State};
 
 /// The report as JUnit XML. What is open at `limit` or worse fails; what is not shown is skipped, with the reason.

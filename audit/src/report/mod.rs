@@ -5,10 +5,12 @@ pub mod junit;
 pub mod sarif;
 pub mod terminal;
 
+use anchorhold_probe::vocabulary::{Control, Head};
 use serde::{Deserialize, Serialize};
 
-use crate::battery::{Battery, Head};
-use crate::catalogue::{Catalogue, Control};
+use crate::battery::Battery;
+use crate::catalogue::Catalogue;
+use crate::silent::Silent;
 use crate::verdicts::{self, Counts, State};
 
 /// The battery in one sandbox.
@@ -83,6 +85,9 @@ pub struct Report {
     pub runs: Vec<Run>,
     /// The weakenings that were needed for proofs.
     pub controls: Vec<ControlRun>,
+    /// Controls that did not fire, with the reasons.
+    #[serde(default)]
+    pub silent: Vec<Silent>,
 }
 
 impl Report {

@@ -1,9 +1,9 @@
 //! SARIF 2.1.0 (OASIS standard), which code hosts and review tools show: a rule for each probe, a result for each that is open.
 
+use anchorhold_probe::vocabulary::{Row, Severity};
 use serde_json::{Value, json};
 
 use super::Report;
-use crate::catalogue::Severity;
 use crate::verdicts::{self, State};
 
 /// The report as SARIF: one run of the tool, with a result for each probe that is open or not shown in a sandbox.
@@ -33,7 +33,7 @@ pub fn write(report: &Report) -> String {
                 State::Inconclusive | State::Lost | State::Unproven => ("open", "none"),
                 State::Closed | State::NotApplicable | State::Fact => continue,
             };
-            let answer = run.battery.row(&probe.id).map(crate::battery::Row::answer).unwrap_or_default();
+            let answer = run.battery.row(&probe.id).map(Row::answer).unwrap_or_default();
             results.push(json!({
                 "ruleId": probe.id,
                 "ruleIndex": index,

@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
+use anchorhold_probe::vocabulary::{Row, Severity};
+
 use super::{Report, Run};
-use crate::battery::Row;
-use crate::catalogue::{Probe, Severity};
+use crate::catalogue::Probe;
 use crate::verdicts::{self, Counts, State};
 
 /// How it is shown.
@@ -113,8 +114,8 @@ fn open_list(text: &mut String, report: &Report, run: &Run, style: Style) {
     for (probe, row) in open {
         let word = style.severity(probe.severity, &format!("{:8}", probe.severity.name()));
         let _ = writeln!(text, "  {word}  {}  {}", style.paint("1", &probe.id), probe.title);
-        if !row.detail.is_empty() {
-            wrap(text, &format!("seen: {}", row.detail), 12, style.width);
+        if !row.finding.detail.is_empty() {
+            wrap(text, &format!("seen: {}", row.finding.detail), 12, style.width);
         }
         wrap(text, &probe.meaning, 12, style.width);
     }
@@ -190,6 +191,14 @@ fn not_shown(text: &mut String, report: &Report, judged: &[&Run], style: Style) 
         if !ids.is_empty() {
             let _ = writeln!(text, "\n{} {} probes: {why}", style.paint("1", state.name()), ids.len());
             wrap(text, &ids.join(", "), 2, style.width);
+        }
+        if state == State::Unproven {
+            for id in &ids {
+                let reasons = report.silent.iter().filter(|silent| silent.probe == *id);
+                if let Some(reason) = reasons.filter_map(|silent| silent.reason.as_ref()).next() {
+                    wrap(text, &format!("{id}: {reason}"), 4, style.width);
+                }
+            }
         }
     }
     for run in judged.iter().filter(|run| !run.missing.is_empty()) {

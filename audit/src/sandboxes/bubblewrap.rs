@@ -1,7 +1,8 @@
 //! bubblewrap, as its manual starts a sandbox with everything unshared.
 
+use anchorhold_probe::observation::Launch;
+
 use super::{Ground, Inside, Sandbox, line, text, version_of};
-use crate::observers::launcher::Launch;
 
 /// `bwrap`.
 #[derive(Debug)]

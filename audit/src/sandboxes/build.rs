@@ -1,12 +1,13 @@
 //! Our own builds, by `anchorhold build`, in a store of the run's own.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
+use anchorhold_probe::observation::Launch;
 use serde_json::json;
 
 use super::{Ground, Inside, Sandbox, line, text, version_of};
-use crate::observers::launcher::Launch;
 
 /// `anchorhold build`.
 #[derive(Debug)]
@@ -69,9 +70,13 @@ impl Sandbox for Build {
         Ok(launch)
     }
 
-    fn output(&self, ground: &Ground, stdout: &[u8]) -> Option<Vec<u8>> {
+    fn registers(&self) -> bool {
+        true
+    }
+
+    fn registered(&self, ground: &Ground, stdout: &[u8]) -> Option<PathBuf> {
         let path = String::from_utf8_lossy(stdout);
         let path = path.lines().rev().find_map(|line| line.trim().strip_prefix("/nix/store/"))?;
-        fs::read(ground.folder.join("store/nix/store").join(path)).ok()
+        Some(ground.folder.join("store/nix/store").join(path))
     }
 }

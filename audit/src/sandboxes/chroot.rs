@@ -1,7 +1,8 @@
 //! A root by chroot(2) alone, which is no sandbox: what it does not keep from getting out.
 
+use anchorhold_probe::observation::Launch;
+
 use super::{Ground, Inside, Sandbox, line, rootfs, text, version_of};
-use crate::observers::launcher::Launch;
 
 /// `chroot`.
 #[derive(Debug)]

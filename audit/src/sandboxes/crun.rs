@@ -3,10 +3,10 @@
 use std::fs;
 use std::process::Command;
 
+use anchorhold_probe::observation::Launch;
 use serde_json::{Value, json};
 
 use super::{Ground, Inside, Sandbox, in_own_mounts, line, rootfs, text, version_of};
-use crate::observers::launcher::Launch;
 
 /// `crun run`.
 #[derive(Debug)]

@@ -1,10 +1,11 @@
 //! Any other sandbox, by a command line of the shell in which `{}` stands for the battery.
 
+use anchorhold_probe::observation::Launch;
+
 use super::{Ground, Inside, Sandbox, line, text};
-use crate::observers::launcher::Launch;
 
 /// A command line. `{folder}` in it is the folder that holds the probe program and the input, `{scratch}` one to write to;
-/// both are at these paths inside as well.
+/// both are at these paths inside as well. `{outside}` is the observers' own, for controls.
 #[derive(Debug)]
 pub struct Custom(pub String);
 
@@ -27,6 +28,7 @@ impl Sandbox for Custom {
             .0
             .replace("{folder}", &text(&ground.shown))
             .replace("{scratch}", &text(&ground.scratch))
+            .replace("{outside}", &text(&ground.folder.join("outside")))
             .replace("{}", &quoted.join(" "));
         Ok(line(["/bin/sh".to_owned(), "-c".to_owned(), command]))
     }

@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
+use anchorhold_probe::observation::Launch;
+
 use super::{Ground, Inside, Sandbox, line, version_of};
-use crate::observers::launcher::Launch;
 
 /// `firejail`.
 #[derive(Debug)]

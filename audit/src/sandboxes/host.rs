@@ -1,7 +1,8 @@
 //! No sandbox: what the kernel lets a process of this user do. The row against which others are read.
 
+use anchorhold_probe::observation::Launch;
+
 use super::{Ground, Inside, Sandbox, line, version_of};
-use crate::observers::launcher::Launch;
 
 /// The bare host.
 #[derive(Debug)]

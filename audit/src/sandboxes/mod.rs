@@ -3,6 +3,7 @@
 //! All are given the same: the probe program and an input, read-only; a folder to write to; nothing else of the host but what
 //! the sandbox cannot do without. What a peer leaves open here it leaves open as its own documentation starts it.
 
+mod attach;
 mod bubblewrap;
 mod build;
 mod chroot;
@@ -10,6 +11,7 @@ mod crun;
 mod custom;
 mod firejail;
 mod host;
+mod naive;
 mod nix;
 mod nsjail;
 mod nspawn;
@@ -18,13 +20,15 @@ mod room;
 mod rootfs;
 mod unshare;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use anchorhold_probe::observation::Launch;
+use anchorhold_probe::world::World;
+
 use crate::error::Error;
-use crate::observers::launcher::Launch;
 use crate::user::User;
-use crate::world::World;
 
 /// What is there for one run, outside.
 #[derive(Clone, Debug)]
@@ -43,6 +47,40 @@ pub struct Ground {
     pub room_options: Vec<String>,
     /// The nonce of the run, for names that must be of one's own.
     pub nonce: String,
+}
+
+/// A limit that ends whoever goes beyond it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Bytes of memory.
+    Memory(u64),
+    /// Seconds.
+    Time(u64),
+    /// Bytes of output.
+    Log(u64),
+}
+
+impl Bound {
+    /// Those that are tried: small, but enough for the battery itself.
+    pub const TRIED: [Self; 3] = [Self::Memory(96 << 20), Self::Time(2), Self::Log(1 << 20)];
+
+    /// The probe that goes beyond it.
+    pub fn probe(self) -> &'static str {
+        match self {
+            Self::Memory(_) => "res.mem",
+            Self::Time(_) => "res.cpu",
+            Self::Log(_) => "res.log",
+        }
+    }
+
+    /// Tells the probe of it.
+    pub fn describe(self, world: &mut World) {
+        match self {
+            Self::Memory(bytes) => world.memory_limit = Some(bytes),
+            Self::Time(seconds) => world.time_limit = Some(seconds),
+            Self::Log(bytes) => world.log_limit = Some(bytes),
+        }
+    }
 }
 
 /// Where the probes find things, inside.
@@ -117,9 +155,24 @@ pub trait Sandbox: std::fmt::Debug {
     /// Why there is none.
     fn launch(&self, ground: &Ground, words: &[String]) -> Result<Launch, String>;
 
-    /// What came out, where that is not the standard output. Called when the sandbox has ended.
-    fn output(&self, _ground: &Ground, _stdout: &[u8]) -> Option<Vec<u8>> {
+    /// The same sandbox with a limit that ends it; none if it is not to be tried.
+    fn bounded(&self, _bound: Bound) -> Option<Box<dyn Sandbox>> {
         None
+    }
+
+    /// Whether what the command makes of `$out` is taken over and registered.
+    fn registers(&self) -> bool {
+        false
+    }
+
+    /// Where the output of the last launch lies, if it was registered. Called when the sandbox has ended.
+    fn registered(&self, _ground: &Ground, _stdout: &[u8]) -> Option<PathBuf> {
+        None
+    }
+
+    /// What came out, where that is not the standard output. Called when the sandbox has ended.
+    fn output(&self, ground: &Ground, stdout: &[u8]) -> Option<Vec<u8>> {
+        fs::read(self.registered(ground, stdout)?).ok()
     }
 
     /// Takes away what it made outside of the run's folder.
@@ -135,6 +188,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ("room:limited", "anchorhold run with limits on processes and on what is written"),
     ("room:machines", "anchorhold run --profile machines"),
     ("build", "anchorhold build"),
+    ("attach", "anchorhold attach, with a request as Nix writes it"),
     ("bubblewrap", "bwrap --unshare-all, /usr read-only"),
     ("crun", "crun run with the specification that crun spec makes"),
     ("podman", "podman run --network none"),
@@ -161,6 +215,7 @@ pub fn named(word: &str) -> Result<(Box<dyn Sandbox>, bool), Error> {
         "host" => Box::new(host::Host),
         "room" => Box::new(room::Room::default()),
         "build" => Box::new(build::Build),
+        "attach" => Box::new(attach::Attach::default()),
         "bubblewrap" => Box::new(bubblewrap::Bubblewrap),
         "crun" => Box::new(crun::Crun),
         "podman" => Box::new(podman::Podman),
@@ -171,6 +226,7 @@ pub fn named(word: &str) -> Result<(Box<dyn Sandbox>, bool), Error> {
         "nix-fixed-output" => Box::new(nix::Nix { fixed_output: true }),
         "unshare" => Box::new(unshare::Unshare),
         "chroot" => Box::new(chroot::Chroot),
+        "naive" => Box::new(naive::Naive),
         _ => match bare.strip_prefix("room:") {
             Some("limited") => Box::new(room::Room::limited()),
             Some("unlimited") => Box::new(room::Room::unlimited()),
@@ -196,11 +252,7 @@ fn text(path: &Path) -> String {
 
 /// A command line of plain words.
 fn line(words: impl IntoIterator<Item = impl Into<String>>) -> Launch {
-    Launch {
-        words: words.into_iter().map(Into::into).collect(),
-        environment: Default::default(),
-        directory: "/".into(),
-    }
+    Launch { words: words.into_iter().map(Into::into).collect(), directory: "/".into(), ..Launch::default() }
 }
 
 /// The words before a container runtime's that give it a mount namespace, so that no mount of it is left behind, and, on a host that

@@ -1,11 +1,14 @@
 //! A build of the Nix that is installed, sandboxed, in a store of the run's own.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anchorhold_probe::observation::Launch;
+use anchorhold_probe::world::World;
+
 use super::{Ground, Inside, Sandbox, line, text, version_of};
-use crate::observers::launcher::Launch;
-use crate::world::World;
+use crate::user;
 
 /// `nix-build`.
 #[derive(Debug)]
@@ -19,7 +22,11 @@ impl Nix {
     fn options(ground: &Ground) -> Vec<String> {
         let mut all = vec!["--store".into(), text(&ground.folder.join("nix"))];
         let group = fs::read_to_string("/etc/group").unwrap_or_default();
-        let builders = if group.lines().any(|line| line.starts_with("nixbld:")) { "nixbld" } else { "" };
+        // In a user namespace with few ids there are none to give to build users.
+        let ids = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let has_ids = ids.split_whitespace().nth(2).and_then(|count| count.parse::<u32>().ok()) > Some(60_000);
+        let has_group = group.lines().any(|line| line.starts_with("nixbld:"));
+        let builders = if has_group && has_ids { "nixbld" } else { "" };
         for (name, value) in [
             ("build-users-group", builders),
             ("sandbox", "true"),
@@ -40,6 +47,12 @@ impl Sandbox for Nix {
 
     fn version(&self, _ground: &Ground) -> Result<String, String> {
         version_of("nix-build", &["--version"])
+    }
+
+    fn place(&self) -> &'static Path {
+        // Newer ones refuse to build below a folder that everybody may write.
+        let own = Path::new("/var/lib");
+        if user::is_root() && own.is_dir() { own } else { Path::new("/var/tmp") }
     }
 
     fn prepare(&self, ground: &Ground) -> Result<Inside, String> {
@@ -94,9 +107,14 @@ impl Sandbox for Nix {
         Ok(launch)
     }
 
-    fn output(&self, ground: &Ground, stdout: &[u8]) -> Option<Vec<u8>> {
+    fn registers(&self) -> bool {
+        // A fixed output is registered if it is what was expected, and hostile ones are not.
+        !self.fixed_output
+    }
+
+    fn registered(&self, ground: &Ground, stdout: &[u8]) -> Option<PathBuf> {
         let path = String::from_utf8_lossy(stdout);
         let path = path.lines().rev().find_map(|line| line.trim().strip_prefix("/nix/store/"))?;
-        fs::read(ground.folder.join("nix/nix/store").join(path)).ok()
+        Some(ground.folder.join("nix/nix/store").join(path))
     }
 }

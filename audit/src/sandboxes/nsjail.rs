@@ -1,7 +1,8 @@
 //! nsjail, with a root of its own and an id that is nobody's.
 
+use anchorhold_probe::observation::Launch;
+
 use super::{Ground, Inside, Sandbox, line, rootfs, text, version_of};
-use crate::observers::launcher::Launch;
 
 /// `nsjail`.
 #[derive(Debug)]

@@ -1,7 +1,8 @@
 //! systemd-nspawn, on a folder; without the machine manager, which not every host has.
 
+use anchorhold_probe::observation::Launch;
+
 use super::{Ground, Inside, Sandbox, line, rootfs, text, version_of};
-use crate::observers::launcher::Launch;
 
 /// `systemd-nspawn`.
 #[derive(Debug)]

@@ -1,7 +1,8 @@
 //! podman with its defaults, without a network, on a folder instead of an image.
 
+use anchorhold_probe::observation::Launch;
+
 use super::{Ground, Inside, Sandbox, in_own_mounts, line, rootfs, text, version_of};
-use crate::observers::launcher::Launch;
 
 /// `podman run`.
 #[derive(Debug)]

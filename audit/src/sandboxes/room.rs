@@ -1,32 +1,49 @@
 //! Our own room, by `anchorhold run`.
 
-use super::{Ground, Inside, Sandbox, line, text, version_of};
-use crate::observers::launcher::Launch;
-use crate::world::World;
+use anchorhold_probe::observation::Launch;
+use anchorhold_probe::world::World;
+
+use super::{Bound, Ground, Inside, Sandbox, line, text, version_of};
 
 /// A room of one of the profiles.
 #[derive(Debug, Default)]
 pub struct Room {
     profile: Option<&'static str>,
     options: Vec<String>,
-    limited: bool,
+    limits: Limits,
+    bound: Option<Bound>,
+}
+
+/// What probes are told of limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Limits {
+    /// Nothing.
+    #[default]
+    Untold,
+    /// Some, which the room has.
+    Kept,
+    /// Some, which the room has not.
+    Missing,
 }
 
 /// The limits of `room:limited`: far enough away for the battery itself, near enough to be met.
-const PROCESSES: u32 = 300;
+const PROCESSES: u32 = 400;
 const DISK: u64 = 32 << 20;
+
+/// As many files as fit into a tmpfs of that size: one for each page, and 16,384 more (SECURITY.md).
+const FILES: u64 = DISK / 4096 + 16_384;
 
 impl Room {
     /// Without limits, but with probes that were told of some: the control of those that look for limits.
     pub fn unlimited() -> Self {
         let options = ["--without", "limits", "--without", "cgroup"].map(str::to_owned);
-        Self { options: options.into(), limited: true, ..Self::default() }
+        Self { options: options.into(), limits: Limits::Missing, ..Self::default() }
     }
 
     /// With limits.
     pub fn limited() -> Self {
         let options = ["--pids".to_owned(), PROCESSES.to_string(), "--tmpfs-size".to_owned(), DISK.to_string()];
-        Self { options: options.into(), limited: true, ..Self::default() }
+        Self { options: options.into(), limits: Limits::Kept, ..Self::default() }
     }
 
     /// Of this profile.
@@ -44,7 +61,7 @@ impl Room {
 impl Sandbox for Room {
     fn name(&self) -> String {
         match self.profile {
-            None if self.limited => "room:limited".into(),
+            None if self.limits == Limits::Kept => "room:limited".into(),
             Some(profile) => format!("room:{profile}"),
             None => "room".into(),
         }
@@ -63,10 +80,29 @@ impl Sandbox for Room {
         world.network_granted = self.profile == Some("fetch") || has("fetch");
         world.namespaces_granted = self.profile == Some("nested") || has("nested");
         world.kvm_granted = has("--kvm");
-        if self.limited {
-            world.process_limit = Some(PROCESSES);
-            world.disk_limit = Some(DISK);
+        match self.bound {
+            Some(bound) => bound.describe(world),
+            None if self.limits != Limits::Untold => {
+                world.process_limit = Some(PROCESSES);
+                world.disk_limit = Some(DISK);
+                world.inode_limit = Some(FILES);
+            }
+            None => {}
         }
+    }
+
+    fn bounded(&self, bound: Bound) -> Option<Box<dyn Sandbox>> {
+        let (option, value) = match bound {
+            Bound::Memory(bytes) => ("--memory", bytes.to_string()),
+            Bound::Time(seconds) => ("--timeout", format!("{seconds}s")),
+            Bound::Log(bytes) => ("--max-output", bytes.to_string()),
+        };
+        let options = match self.limits {
+            Limits::Untold => return None,
+            Limits::Kept => vec![option.to_owned(), value],
+            Limits::Missing => self.options.clone(),
+        };
+        Some(Box::new(Self { options, bound: Some(bound), profile: self.profile, limits: self.limits }))
     }
 
     fn granted(&self) -> &'static [&'static str] {

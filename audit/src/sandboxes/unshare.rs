@@ -1,7 +1,8 @@
 //! The namespaces alone, by `unshare`: what they are worth without anything else.
 
+use anchorhold_probe::observation::Launch;
+
 use super::{Ground, Inside, Sandbox, line, version_of};
-use crate::observers::launcher::Launch;
 
 /// `unshare`.
 #[derive(Debug)]

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use anchorhold_audit::Error;
 use anchorhold_audit::audit::{self, Controls, Request};
-use anchorhold_audit::catalogue::Severity;
 use anchorhold_audit::facts::{self, Facts};
 use anchorhold_audit::report::terminal::{self, Style};
 use anchorhold_audit::report::{self, Report};
+use anchorhold_audit::vocabulary::Severity;
 use anchorhold_audit::{program, verdicts};
 use anchorhold_sandbox::outcome::exit_status;
 use clap::{Args, ValueEnum};
@@ -24,7 +24,7 @@ pub const SUBCOMMAND: Subcommand = Subcommand {
 
 #[derive(Debug, Args)]
 struct AuditOptions {
-    /// The sandbox to try [host, room, room:limited, room:nested, room:fetch, room:machines, build, bubblewrap, crun, podman, nsjail, firejail, nspawn,
+    /// The sandbox to try [host, room, room:limited, room:nested, room:fetch, room:machines, build, attach, bubblewrap, crun, podman, nsjail, firejail, nspawn,
     /// nix, nix-fixed-output, unshare, or a command line with {} in it]
     ///
     /// May be repeated; `user:` before a word starts it as the ordinary user. Without it: our own rooms.
@@ -225,25 +225,32 @@ fn audit(options: &AuditOptions) -> Result<i32, Error> {
     Ok(status(&report, options))
 }
 
-/// 0, 1 for what is open, 125 when a sandbox that was asked for could not be judged.
+/// 1 for what is open, 125 when a sandbox that was asked for could not be judged or a control did not fire for no reason, else 0.
 fn status(report: &Report, options: &AuditOptions) -> i32 {
-    let worst = verdicts::worst_open(report);
-    if options.fail_on.limit().is_some_and(|limit| worst.is_some_and(|worst| worst <= limit)) {
-        return 1;
+    let mut is_judged = true;
+    for silent in report.silent.iter().filter(|silent| silent.reason.is_none()) {
+        is_judged = false;
+        complain(format_args!(
+            "the control {} did not make {} reach, and no reason is known: nothing proves that this probe can see its hole",
+            silent.control, silent.probe
+        ));
     }
-    let judged = report.runs.iter().filter(|run| !run.baseline);
-    let mut failed = judged.filter(|run| !run.is_whole()).peekable();
-    if failed.peek().is_none() {
-        return 0;
-    }
-    for run in failed {
+    for run in report.runs.iter().filter(|run| !run.baseline && !run.is_whole()) {
+        is_judged = false;
         complain(format_args!(
             "{} was not judged: {}",
             run.title(),
             run.problem.as_deref().unwrap_or("it was cut off")
         ));
     }
-    exit_status::NOT_STARTED
+    let worst = verdicts::worst_open(report);
+    if options.fail_on.limit().is_some_and(|limit| worst.is_some_and(|worst| worst <= limit)) {
+        1
+    } else if is_judged {
+        0
+    } else {
+        exit_status::NOT_STARTED
+    }
 }
 
 fn read_facts(file: &Path) -> Result<Facts, Error> {

@@ -120,6 +120,60 @@ fn a_sandbox_that_does_not_run_is_told_and_not_counted_as_safe() {
 }
 
 #[test]
+fn outputs_that_are_taken_as_they_are_are_seen_and_ours_are_not() {
+    let report = report(&["--no-baseline", "--in", "build", "--in", "attach", "--only", "out"]);
+    let ids: Vec<&str> = in_state(&report, run(&report, "build"), "closed");
+    assert_eq!(ids.len(), 7, "each was seen to be open in a naive store, and is not in ours: {}", report["runs"]);
+    assert_eq!(in_state(&report, run(&report, "attach"), "closed"), ids, "{}", report["runs"]);
+}
+
+#[test]
+fn a_supervisor_that_leaves_its_sandbox_behind_is_seen_and_ours_does_not() {
+    let report = report(&["--no-baseline", "--in", "room", "--only", "life.parent.dead"]);
+    assert_eq!(in_state(&report, run(&report, "room"), "closed"), ["life.parent.dead"], "{}", report["runs"]);
+    let proof = report["proofs"]["life.parent.dead"].as_str().unwrap_or_default();
+    assert!(proof.contains("{} & wait"), "{proof}");
+}
+
+#[test]
+fn limits_that_were_asked_for_end_whoever_goes_beyond_them() {
+    let report = report(&["--no-baseline", "--in", "room:limited", "--only", "res"]);
+    let room = run(&report, "room:limited");
+    let mut closed = vec!["res.cpu", "res.disk", "res.inodes", "res.log", "res.pids"];
+    if is_root() {
+        // An ordinary user may have no control group to limit memory by; the room is then refused, which shows nothing.
+        closed.push("res.mem");
+    }
+    let found = in_state(&report, room, "closed");
+    for id in closed {
+        assert!(found.contains(&id), "{id}: {room}");
+    }
+}
+
+#[test]
+fn a_control_that_does_not_fire_for_no_reason_is_named_and_fails() {
+    // A program that never reaches stands for a control that is broken.
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("anchorhold-probe");
+    // Where the ordinary user can walk to it.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
+    let real = folder.path().join("real");
+    fs::copy(anchorhold_tests::room::anchorhold().with_file_name("anchorhold-probe"), &real).expect("a copy");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = run ] || exec {} \"$@\"\n\
+         echo '{{\"battery\":\"0\",\"kernel\":\"k\",\"machine\":\"m\",\"uid\":0,\"gid\":0,\"probes\":1}}'\n\
+         echo '{{\"id\":\"mode.chmod\",\"verdict\":\"refused\",\"errno\":\"EPERM\"}}'\necho '{{\"end\":1}}'\n",
+        real.display()
+    );
+    fs::write(&file, script).expect("a file");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("its mode");
+    let program = file.to_str().expect("UTF-8");
+    let ended = audit(&["--no-baseline", "--in", "{}", "--only", "mode.chmod", "--probe-program", program]);
+    assert_eq!(ended.status, 125, "{ended:?}");
+    assert!(ended.stderr.contains("did not make mode.chmod reach"), "{ended:?}");
+}
+
+#[test]
 fn a_control_is_run_for_what_the_host_has_not_proven() {
     if !is_root() {
         anchorhold_tests::skip("chroot(2) takes root");

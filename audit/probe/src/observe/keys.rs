@@ -2,7 +2,8 @@
 
 use std::ffi::CString;
 
-use super::SetUp;
+use anchorhold_probe::observation::SetUp;
+
 use crate::calls;
 
 const SESSION: i32 = -3;

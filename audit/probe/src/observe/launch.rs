@@ -5,7 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use super::{INHERITED, Launch, Order, SetUp, survivors};
+use anchorhold_probe::observation::{Launch, Order, SetUp};
+use anchorhold_probe::verdict::name_of;
+
+use super::{INHERITED, survivors};
 use crate::calls;
 
 /// A pseudo-terminal: its master, which we hold, and its slave, which becomes the command's controlling terminal.
@@ -53,7 +56,7 @@ pub fn start(launch: &Launch, order: &Order, terminal: Option<&Terminal>) -> Res
     command.args(arguments).envs(&launch.environment).env(&order.variable, &order.nonce);
     command.current_dir(&launch.directory).stdin(Stdio::null());
     let slave = terminal.map(|terminal| terminal.slave);
-    let folder = calls::open(&order.folder, libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(crate::verdict::name_of)?;
+    let folder = calls::open(&order.folder, libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(name_of)?;
     // SAFETY: between fork and exec there are system calls only, on numbers that were copied.
     unsafe {
         command.pre_exec(move || {

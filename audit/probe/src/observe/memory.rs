@@ -4,7 +4,8 @@
 use std::ffi::CString;
 use std::path::PathBuf;
 
-use super::SetUp;
+use anchorhold_probe::observation::SetUp;
+
 use crate::calls;
 
 /// The objects; taken away again when dropped.

@@ -1,12 +1,7 @@
 //! The half of the outside that needs raw calls, or the launcher's own user, session and keyrings.
 //!
 //! `anchorhold-probe observe` is the parent of the sandbox's launcher. Its standard input is a socket that it shares with the
-//! runner, and the conversation on it is four lines of JSON:
-//!
-//! 1. runner: [`Order`], what to set up;
-//! 2. we: [`SetUp`], what is there now, in the words of the world that the probes get;
-//! 3. runner: [`Launch`], the command;
-//! 4. we: [`Seen`], how the command ended and what was to be seen afterwards.
+//! runner, and [`anchorhold_probe::observation`] is the conversation on it.
 //!
 //! When the runner goes away, for whatever reason, its end of the socket closes: the command is then ended and everything
 //! that was set up is taken away. So nothing stays behind, even when the runner was killed.
@@ -14,77 +9,21 @@
 mod keys;
 mod launch;
 mod memory;
+mod standing;
 mod survivors;
 mod victim;
 mod vsock;
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use serde::{Deserialize, Serialize};
-
+use anchorhold_probe::observation::{Launch, Order, Seen, SetUp, Standing};
+use serde::Serialize;
 pub use victim::sleep;
 
 use crate::calls;
-use crate::verdict::name_of;
-
-/// What to set up.
-#[derive(Debug, Deserialize)]
-pub struct Order {
-    /// Random text that is in the name and the contents of everything.
-    pub nonce: String,
-    /// The folder that the command inherits a descriptor of.
-    pub folder: PathBuf,
-    /// The variable of the environment that holds the nonce.
-    pub variable: String,
-    /// The vsock port to bind.
-    pub port: u32,
-}
-
-/// What is there now: fields of the world.
-#[derive(Debug, Default, Serialize)]
-pub struct SetUp {
-    victim: Option<i32>,
-    inherited_descriptor: Option<i32>,
-    shared_memory_key: Option<i32>,
-    message_queue: Option<String>,
-    shared_memory_file: Option<String>,
-    session_key: Option<String>,
-    user_key: Option<String>,
-    vsock_port: Option<u32>,
-    terminal: bool,
-    /// What could not be set up, and what the kernel said.
-    missing: Vec<String>,
-}
-
-/// The command.
-#[derive(Debug, Deserialize)]
-pub struct Launch {
-    /// Program and arguments.
-    pub words: Vec<String>,
-    /// Variables to set besides those that are inherited.
-    #[serde(default)]
-    pub environment: BTreeMap<String, String>,
-    /// Where it starts.
-    pub directory: PathBuf,
-}
-
-/// What was to be seen.
-#[derive(Debug, Default, Serialize)]
-pub struct Seen {
-    /// The exit status; 128 and the signal's number when a signal ended it. None when it could not be started.
-    status: Option<i32>,
-    /// Why it could not be started.
-    problem: Option<String>,
-    /// Processes that were still there after the grace period; they have been ended.
-    survivors: Vec<survivors::Survivor>,
-    /// Descriptions of foreign keys in the session and the user keyring that hold the nonce.
-    keys: Vec<String>,
-}
 
 /// The number that the inherited descriptor has in the command.
 pub const INHERITED: i32 = 57;
@@ -124,10 +63,16 @@ fn converse(socket: &UnixStream) -> Result<(), String> {
     set_up.inherited_descriptor = Some(INHERITED);
     say(socket, &set_up)?;
     let launch: Launch = read(&mut lines)?;
-    drop(lines);
     let mut seen = Seen::default();
     match launch::start(&launch, &order, terminal.as_ref()) {
         Ok(child) => {
+            if launch.held {
+                say(socket, &standing::wait_for(child, &order.nonce))?;
+                // Whether it has looked or has gone, the end is the same.
+                let _ = lines.next();
+                let _ = calls::kill(child, libc::SIGKILL);
+            }
+            drop(lines);
             seen.status = launch::wait(child, socket);
             let own: Vec<i32> = [Some(std::process::id() as i32), victim.as_ref().map(victim::Victim::pid)]
                 .into_iter()
@@ -135,7 +80,13 @@ fn converse(socket: &UnixStream) -> Result<(), String> {
                 .collect();
             seen.survivors = survivors::after_grace(&order.nonce, &own);
         }
-        Err(problem) => seen.problem = Some(problem),
+        Err(problem) => {
+            // Who holds it waits for its standing first.
+            if launch.held {
+                say(socket, &Standing::default())?;
+            }
+            seen.problem = Some(problem);
+        }
     }
     seen.keys = keys.foreign();
     drop((keys, memory, victim, terminal));
@@ -153,10 +104,4 @@ fn say(mut socket: &UnixStream, what: &impl Serialize) -> Result<(), String> {
     let mut line = serde_json::to_vec(what).map_err(|error| error.to_string())?;
     line.push(b'\n');
     socket.write_all(&line).map_err(|error| error.to_string())
-}
-
-impl SetUp {
-    fn miss(&mut self, what: &str, errno: i32) {
-        self.missing.push(format!("{what}: {}", name_of(errno)));
-    }
 }

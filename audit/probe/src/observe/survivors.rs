@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use anchorhold_probe::observation::Survivor;
 
 use crate::calls;
 
@@ -13,17 +13,6 @@ const GRACE: Duration = Duration::from_millis(800);
 
 /// How long those that are ended by us may take to be gone.
 const END: Duration = Duration::from_secs(5);
-
-/// One that stayed.
-#[derive(Debug, Serialize)]
-pub struct Survivor {
-    /// Its id, outside.
-    pid: i32,
-    /// Its name.
-    name: String,
-    /// Its command line, without what the probes were told of the world.
-    command: String,
-}
 
 /// Waits until all processes of the sandbox are gone, at most for the grace period. Who is left is told, and ended.
 pub fn after_grace(nonce: &str, own: &[i32]) -> Vec<Survivor> {

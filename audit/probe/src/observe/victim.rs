@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use super::{Order, SetUp};
+use anchorhold_probe::observation::{Order, SetUp};
 
 /// The process; ended when dropped.
 pub struct Victim(Child);

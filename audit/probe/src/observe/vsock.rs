@@ -1,6 +1,7 @@
 //! A vsock port, bound on any address: where it is taken inside as well, the port space is shared.
 
-use super::SetUp;
+use anchorhold_probe::observation::SetUp;
+
 use crate::calls;
 
 /// The bound socket; the port is free again when dropped.

@@ -1,11 +1,12 @@
 //! Calls that administer the machine. Each is made with an argument that fails, or changes nothing, after the permission
 //! check.
 
+use anchorhold_probe::verdict::{Finding, Verdict};
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::probes::namespaces::is_starters;
-use crate::verdict::{Finding, Verdict};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[

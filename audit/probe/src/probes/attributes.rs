@@ -1,11 +1,12 @@
 //! Extended attributes and inode flags: what no archive of a store can hold, and what makes files differ or stay.
 
+use anchorhold_probe::verdict::{Finding, name_of};
+use anchorhold_probe::world::World;
+
 use crate::calls::{self, LowMemory};
 use crate::files::Scratch;
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::ring;
-use crate::verdict::{Finding, name_of};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -167,6 +168,7 @@ pub const PROBES: &[Probe] = &[
         meaning: "What is in a read-only subvolume cannot be removed, not even by root, until somebody thinks of making it writable: \
                   build folders and failed outputs stay for ever. It also counts for itself against quotas.",
         run: |world| subvolume(world, &|file, command, argument| ioctl(file, command, argument.as_ptr() as usize)),
+        controls: &[Control::Btrfs],
         ..FLAGS_BY_OTHER_WAYS
     },
     Probe {
@@ -181,6 +183,7 @@ pub const PROBES: &[Probe] = &[
                 calls::int80(54, [file as u32, command as u32, argument.pointer(), 0, 0])
             })
         },
+        controls: &[Control::Btrfs],
         ..FLAGS_BY_OTHER_WAYS
     },
 ];

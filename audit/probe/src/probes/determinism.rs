@@ -3,10 +3,11 @@
 use std::env;
 use std::path::Path;
 
+use anchorhold_probe::verdict::{Finding, name_of};
+
 use crate::calls;
 use crate::probe::Probe;
 use crate::probes::network;
-use crate::verdict::{Finding, name_of};
 
 /// The facts of this layer.
 pub const PROBES: &[Probe] = &[
@@ -183,7 +184,7 @@ pub const PROBES: &[Probe] = &[
 ];
 
 /// A fact of this layer.
-const fn fact(id: &'static str, title: &'static str, run: fn(&crate::world::World) -> Finding) -> Probe {
+const fn fact(id: &'static str, title: &'static str, run: fn(&anchorhold_probe::world::World) -> Finding) -> Probe {
     Probe::fact(id, title, "Reads it.", "If it differs between machines or runs, results can differ by it.", run)
 }
 

@@ -5,11 +5,12 @@ use std::ffi::CString;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use anchorhold_probe::verdict::{Finding, Verdict, name_of};
+use anchorhold_probe::world::World;
+
 use crate::calls::{self, LowMemory};
 use crate::files::{self, Scratch};
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, Verdict, name_of};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -172,7 +173,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Looks in /dev/pts for terminals that are not its own.",
         safe: "an instance of its own, without others' terminals",
         meaning: "Terminals of users of the host can be opened as far as their modes allow: written to, and sometimes read from.",
-        controls: &[Control::Devices, Control::Mounts],
+        controls: &[Control::Devices],
         order: Order::Any,
         root: false,
         run: terminals,

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use anchorhold_probe::verdict::{Finding, Verdict, name_of};
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::files::{self, Scratch};
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, Verdict, name_of};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -178,6 +179,21 @@ pub const PROBES: &[Probe] = &[
                 (home, finding)
             }))
         },
+    },
+    Probe {
+        id: "fs.builddir.outside",
+        title: "Somebody else on the host comes to the folder of a running build",
+        severity: Severity::High,
+        reference: "CVE-2024-38531, CVE-2025-52991, CVE-2025-52992; nix-sandbox.md H4",
+        tries: "In a run of its own, opens its folders and its output to everybody and leaves a file there. A process of another, \
+                ordinary uid looks for it on the host: below the folders for temporary files and of the sandbox, and through \
+                /proc/PID/root and cwd.",
+        safe: "EACCES above the folder",
+        meaning: "A builder and a friend on the host hand each other set-id programs and descriptors, and become the build's user.",
+        controls: &[Control::Host],
+        order: Order::Any,
+        root: false,
+        run: |_| Finding::inconclusive("judged from outside, in a run of its own"),
     },
     Probe {
         id: "fs.tmp.shared",

@@ -3,11 +3,12 @@
 use std::env;
 use std::path::Path;
 
+use anchorhold_probe::verdict::{Finding, name_of};
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::probes::namespaces::is_starters;
-use crate::verdict::{Finding, name_of};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[

@@ -1,13 +1,15 @@
 //! Read-only inputs: every way to change a file that must not change, and the mounts that keep it so.
 
+use std::ffi::CStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use anchorhold_probe::verdict::{Finding, name_of};
+use anchorhold_probe::world::World;
 
 use crate::calls;
 use crate::files::{self, Descend, Mount, Scratch};
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, name_of};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -92,6 +94,21 @@ pub const PROBES: &[Probe] = &[
             })
         },
     ),
+    input("fs.input.rename", "An input can be renamed", "Gives the input another name, and its own back.", |world| {
+        on_input(world, |path| {
+            let mut other = path.as_os_str().to_owned();
+            other.push(".anchorhold-probe");
+            let (own, other) = (calls::c_path(path), calls::c_path(other));
+            let rename = |from: &CStr, to: &CStr| {
+                calls::raw(libc::SYS_renameat2, &[HERE, from.as_ptr() as usize, HERE, to.as_ptr() as usize, NOT_OVER])
+            };
+            let result = rename(&own, &other);
+            if result.is_ok() {
+                let _ = rename(&other, &own);
+            }
+            result
+        })
+    }),
     input(
         "fs.input.create",
         "Files can be made beside an input",
@@ -254,6 +271,8 @@ pub const PROBES: &[Probe] = &[
 ];
 
 const HERE: usize = libc::AT_FDCWD as usize;
+/// `RENAME_NOREPLACE`, linux/fs.h.
+const NOT_OVER: usize = 1;
 
 const fn input(id: &'static str, title: &'static str, tries: &'static str, run: fn(&World) -> Finding) -> Probe {
     Probe {
@@ -451,7 +470,7 @@ fn remount_new(mount: &Mount, writable: bool) -> Result<i64, i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Verdict;
+    use anchorhold_probe::verdict::Verdict;
 
     fn mount(line: &str) -> Mount {
         files::mount(line).expect("a whole line")

@@ -1,8 +1,9 @@
 //! Memory and messages that processes share by name.
 
+use anchorhold_probe::verdict::Finding;
+
 use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::Finding;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[

@@ -1,9 +1,10 @@
 //! The kernel's keyrings: they belong to sessions and users, and pass namespaces.
 
+use anchorhold_probe::verdict::Finding;
+use anchorhold_probe::world::World;
+
 use crate::calls::{self, LowMemory};
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::Finding;
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[

@@ -3,10 +3,11 @@
 //! Everything left behind ends by itself after some seconds, and is found by its name and by the nonce in its command
 //! line, which is that of this program.
 
+use anchorhold_probe::verdict::Finding;
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::Finding;
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -39,6 +40,20 @@ pub const PROBES: &[Probe] = &[
         run: |world| left_behind(world, "anchor-holder", 6, false),
     },
     Probe {
+        id: "life.parent.dead",
+        title: "The sandbox outlives a supervisor that was killed",
+        severity: Severity::High,
+        reference: "NixOS/nix PR 15193 and issue 15394; nix-sandbox.md H23",
+        tries: "In a run of its own, stays with a second process of another session, both ignoring all signals and without a \
+                parent-death signal. The observer kills the process that it started, and looks for both.",
+        safe: "all are gone within the grace period",
+        meaning: "A daemon that crashes or is restarted leaves builds behind that nobody counts, limits or ends.",
+        controls: &[Control::Supervisor],
+        order: Order::Any,
+        root: false,
+        run: |_| Finding::inconclusive("judged from outside, in a run of its own"),
+    },
+    Probe {
         id: "life.zombies",
         title: "Orphans that have ended are never collected",
         severity: Severity::Low,
@@ -46,7 +61,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Leaves 300 children of ended children to process 1, lets them end, and counts zombies.",
         safe: "none stays",
         meaning: "Each keeps a place in the process table until the sandbox ends, and counts against its limit.",
-        controls: &[Control::Pid],
+        controls: &[Control::FirstProcess],
         order: Order::Last,
         root: false,
         run: |_| zombies(300),

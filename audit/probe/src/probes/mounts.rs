@@ -1,10 +1,11 @@
 //! Mounts: made, taken away, changed, listed.
 
+use anchorhold_probe::verdict::{Finding, Verdict};
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::probes::namespaces::{folder, nested};
-use crate::verdict::{Finding, Verdict};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -99,7 +100,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Looks for mounts that are shared or slaves in mountinfo.",
         safe: "none",
         meaning: "What is mounted on one side appears on the other: a disk that the host mounts shows up in the build.",
-        controls: &[Control::Host],
+        controls: &[Control::SharedMounts],
         order: Order::Any,
         root: false,
         run: |_| {
@@ -238,7 +239,7 @@ fn unmasked() -> Finding {
 fn take_away() -> Finding {
     let text = match calls::contents("/proc/self/mountinfo", 1 << 20) {
         Ok(text) => String::from_utf8_lossy(&text).into_owned(),
-        Err(errno) => return Finding::inconclusive(crate::verdict::name_of(errno)),
+        Err(errno) => return Finding::inconclusive(anchorhold_probe::verdict::name_of(errno)),
     };
     let (mut open, mut last, mut tried) = (Vec::new(), Finding::inconclusive("no mounts"), 0);
     let all: Vec<Mount<'_>> = mounts(&text).filter(|mount| mount.target != "/").collect();

@@ -1,10 +1,11 @@
 //! Namespaces: those that are shared with the starter, and those that can be made inside.
 
+use anchorhold_probe::verdict::{Finding, name_of};
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::probes::sockets;
-use crate::verdict::{Finding, name_of};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -324,6 +325,6 @@ mod tests {
         let own = std::fs::read_link("/proc/self/ns/net").expect("there is a /proc").to_string_lossy().into_owned();
         let world = |link: &str| World { namespaces: [("net".to_owned(), link.to_owned())].into(), ..World::default() };
         assert_eq!(shared(&world(&own)), Finding::reached("net"));
-        assert_eq!(shared(&world("net:[1]")).verdict, crate::verdict::Verdict::Absent);
+        assert_eq!(shared(&world("net:[1]")).verdict, anchorhold_probe::verdict::Verdict::Absent);
     }
 }

@@ -1,12 +1,17 @@
 //! What can be reached over sockets and networks: the observer's, the host's, its own.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use anchorhold_probe::verdict::{Finding, Verdict, name_of};
+use anchorhold_probe::world::World;
 
 use crate::calls;
+use crate::files::{self, Descend};
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, Verdict, name_of};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -84,7 +89,7 @@ pub const PROBES: &[Probe] = &[
                 libvirt, X11 and the Nix daemon, and sends nothing.",
         safe: "ENOENT for each",
         meaning: "Most of these daemons do what they are asked as root; a build that can talk to docker owns the host.",
-        controls: &[Control::Host],
+        controls: &[Control::Daemon],
         order: Order::Any,
         root: false,
         run: |_| {
@@ -106,6 +111,19 @@ pub const PROBES: &[Probe] = &[
         },
     },
     Probe {
+        id: "net.path.mounts",
+        title: "A socket file on some mount answers",
+        severity: Severity::High,
+        reference: "nix-sandbox.md H9",
+        tries: "Looks through every mount for socket files, for four seconds at most, connects to each, and sends nothing.",
+        safe: "none, or none that somebody listens on",
+        meaning: "A folder of the host that is shown inside brings the sockets in it along, and whoever listens there may act as root.",
+        controls: &[Control::Host],
+        order: Order::Any,
+        root: false,
+        run: sockets_on_mounts,
+    },
+    Probe {
         id: "net.loopback.host",
         title: "A server on the host's loopback address can be reached",
         severity: Severity::High,
@@ -119,6 +137,26 @@ pub const PROBES: &[Probe] = &[
         root: false,
         run: |world| match world.tcp_port {
             Some(port) => Finding::of(connected(&internet_address([127, 0, 0, 1], port)).map(i64::from)),
+            None => Finding::inconclusive("no TCP listener was set up"),
+        },
+    },
+    Probe {
+        id: "net.loopback.six",
+        title: "A server on the host's loopback address of version 6 can be reached",
+        severity: Severity::High,
+        reference: "nix-sandbox.md H8",
+        tries: "Connects by TCP to the observer's port of ::1.",
+        safe: "ECONNREFUSED on an own loopback, or unreachable",
+        meaning: "Who keeps a sandbox from 127.0.0.1 alone keeps it from half of the servers.",
+        controls: &[Control::Network, Control::Host],
+        order: Order::Any,
+        root: false,
+        run: |world| match world.tcp6_port {
+            Some(port) => {
+                let mut address = [0; 16];
+                address[15] = 1;
+                Finding::of(connected(&internet6_address(address, port)).map(i64::from))
+            }
             None => Finding::inconclusive("no TCP listener was set up"),
         },
     },
@@ -176,7 +214,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Connects a UDP socket to 169.254.169.254, which asks for a route and sends nothing.",
         safe: "ENETUNREACH; where a network was granted only its packet filter can tell, and the probe is inconclusive",
         meaning: "On most clouds whoever reaches that address gets the machine's own credentials.",
-        controls: &[Control::Network, Control::Host],
+        controls: &[Control::LinkLocal],
         order: Order::Any,
         root: false,
         run: |world| match Finding::of(routed(libc::AF_INET, &internet_address([169, 254, 169, 254], 80))) {
@@ -202,7 +240,7 @@ pub const PROBES: &[Probe] = &[
                 name service cache and of the system's resolver.",
         safe: "absent, unless a network was granted",
         meaning: "A name service is a way out for data even where no packet is, and results depend on what it answers.",
-        controls: &[Control::Host],
+        controls: &[Control::NameServer],
         order: Order::Any,
         root: false,
         run: |world| names_looked_up().granted(world.network_granted),
@@ -231,6 +269,45 @@ const KNOWN_SOCKETS: &[&str] = &[
 /// `sockaddr_un` of an abstract name.
 pub fn abstract_address(name: &[u8]) -> Vec<u8> {
     [&(libc::AF_UNIX as u16).to_ne_bytes()[..], &[0], name].concat()
+}
+
+/// Connects to every socket file on every mount. Where most of them are is looked at first.
+fn sockets_on_mounts(world: &World) -> Finding {
+    const VIRTUAL: [&str; 8] = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "debugfs", "securityfs"];
+    let mounts = files::mounts().unwrap_or_default();
+    // Another audit's observers would take a visit for one from their own sandbox.
+    let own = world.path_socket.as_deref().and_then(Path::parent).and_then(Path::parent);
+    let is_others = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        name.starts_with(b"anchorhold-audit-") && Some(path) != own
+    };
+    let is_left_out = |path: &Path| {
+        mounts.iter().any(|mount| VIRTUAL.contains(&mount.kind.as_str()) && Path::new(&mount.point) == path)
+    };
+    // The last is the first to be walked; the first leads to all of them.
+    let tops = ["/", "/dev", "/var", "/tmp", "/run", "/var/tmp"];
+    let mut seen = BTreeMap::new();
+    let whole = files::walk(&tops, |path, found| {
+        if found.file_type().is_socket() && !seen.contains_key(path) {
+            let answer = match connected(&path_address(path.as_os_str().as_bytes())) {
+                Err(libc::EPROTOTYPE) => Ok(0),
+                result => result.map(|socket| {
+                    calls::close(socket);
+                    0
+                }),
+            };
+            seen.insert(path.to_owned(), answer);
+        }
+        if is_left_out(path) || is_others(path) { Descend::No } else { Descend::Yes }
+    });
+    let open: Vec<String> =
+        seen.iter().filter(|(_, answer)| answer.is_ok()).map(|(path, _)| path.display().to_string()).collect();
+    let told = format!("{} socket files{}", seen.len(), if whole { "" } else { ", as far as was looked" });
+    match (open.is_empty(), seen.values().find_map(|answer| answer.err())) {
+        (false, _) => Finding::reached(open.join(", ")),
+        (true, Some(errno)) => Finding::refused(errno).with(told),
+        (true, None) => Finding::absent(told),
+    }
 }
 
 /// `sockaddr_un` of a path.

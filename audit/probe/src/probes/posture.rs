@@ -1,10 +1,11 @@
 //! How the process stands: privileges, filters, layers.
 
+use anchorhold_probe::verdict::{Finding, name_of};
+
 use crate::calls;
 use crate::filter::{self, Entry, Passage};
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::probes::resources::size;
-use crate::verdict::{Finding, name_of};
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -157,7 +158,7 @@ const fn capabilities(
     severity: Severity,
     tries: &'static str,
     meaning: &'static str,
-    run: fn(&crate::world::World) -> Finding,
+    run: fn(&anchorhold_probe::world::World) -> Finding,
 ) -> Probe {
     Probe {
         id,

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use anchorhold_probe::verdict::{Finding, Verdict, name_of};
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::files::{self, Descend};
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, Verdict, name_of};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[

@@ -1,10 +1,11 @@
 //! Processes outside: seen, signalled, read, traced, entered.
 
+use anchorhold_probe::verdict::{Finding, Verdict};
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::filter::ptrace;
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, Verdict};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -43,7 +44,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Attaches to the victim without stopping it (PTRACE_SEIZE) and lets go.",
         safe: "ESRCH",
         meaning: "A tracer runs whatever it likes in the traced process: this is the host user, or root.",
-        controls: &[Control::Pid, Control::Host],
+        controls: &[Control::Host],
         order: Order::Any,
         root: false,
         run: |world| {
@@ -62,7 +63,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Reads eight bytes at an address that the victim does not have: EFAULT comes after the permission check.",
         safe: "ESRCH",
         meaning: "Keys and secrets of other processes can be read, and by the sister call overwritten.",
-        controls: &[Control::Pid, Control::Host],
+        controls: &[Control::Host],
         order: Order::Any,
         root: false,
         run: |world| with_victim(world, |victim| Finding::past(memory_read(victim), &[libc::EFAULT])),
@@ -75,7 +76,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Opens /proc/PID/mem of the victim for writing, and writes nothing.",
         safe: "ENOENT",
         meaning: "Its memory can be read and overwritten, also where it is not writable for itself.",
-        controls: &[Control::Pid, Control::Host],
+        controls: &[Control::Host],
         order: Order::Any,
         root: false,
         run: |world| with_victim(world, |victim| opened(&format!("/proc/{victim}/mem"), libc::O_RDWR)),
@@ -88,7 +89,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Reads /proc/PID/environ of the victim and looks for the nonce.",
         safe: "ENOENT",
         meaning: "Tokens and credentials live in environments.",
-        controls: &[Control::Pid, Control::Host],
+        controls: &[Control::Host],
         order: Order::Any,
         root: false,
         run: |world| {
@@ -109,7 +110,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Opens /proc/PID/root and /proc/PID/cwd of the victim.",
         safe: "ENOENT",
         meaning: "They lead into the mounts of that process: the host's whole tree.",
-        controls: &[Control::Pid, Control::Host],
+        controls: &[Control::Host],
         order: Order::Any,
         root: false,
         run: |world| {
@@ -128,7 +129,7 @@ pub const PROBES: &[Probe] = &[
         tries: "Opens the victim by pidfd_open(2) and asks for a copy of its descriptor 0.",
         safe: "ESRCH",
         meaning: "Open files, sockets and devices of other processes become the build's own.",
-        controls: &[Control::Pid, Control::Host],
+        controls: &[Control::Host],
         order: Order::Any,
         root: false,
         run: |world| {
@@ -204,9 +205,9 @@ pub const PROBES: &[Probe] = &[
         tries: "Lowers its own oom_score_adj by one.",
         safe: "EACCES or EROFS",
         meaning: "When memory ends, the kernel then kills something else of the host instead of the build.",
-        controls: &[Control::HostRoot],
+        controls: &[Control::OomScore],
         order: Order::Any,
-        root: true,
+        root: false,
         run: |_| {
             let path = "/proc/self/oom_score_adj";
             let current =
@@ -296,6 +297,6 @@ fn joined(victim: i32) -> Finding {
 pub fn told(result: Result<i64, i32>) -> Finding {
     match result {
         Ok(_) => Finding::info("works"),
-        Err(errno) => Finding::info(crate::verdict::name_of(errno)),
+        Err(errno) => Finding::info(anchorhold_probe::verdict::name_of(errno)),
     }
 }

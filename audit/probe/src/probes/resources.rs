@@ -1,8 +1,10 @@
 //! Limits: each probe tries to use a bounded amount more than it should, and gives everything back.
 
+use anchorhold_probe::verdict::{Finding, name_of};
+
 use crate::calls;
+use crate::files;
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, name_of};
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -25,14 +27,15 @@ pub const PROBES: &[Probe] = &[
         title: "Memory is not limited",
         severity: Severity::Medium,
         reference: "cgroups(7), memory controller",
-        tries: "Touches 64 MiB more than the limit that the sandbox was given (at most 2 GiB), in a child.",
-        safe: "the child is killed, or gets no memory; that the report calls it out of memory is for the observer to see",
+        tries: "Touches 64 MiB more than the limit that the sandbox was given (at most 2 GiB), in a child. Where none was given, the \
+                observer reads the limits of the sandbox's own control groups.",
+        safe: "the child is killed, or gets no memory, and the sandbox says so; or there is a limit",
         meaning: "One build takes the memory of all, and the kernel kills something else.",
         controls: &[Control::Limits],
         order: Order::Last,
         root: false,
         run: |world| match world.memory_limit {
-            None => Finding::inconclusive("the sandbox was not said to have a limit"),
+            None => Finding::inconclusive(NO_LIMIT),
             Some(limit) if limit > (2 << 30) - (64 << 20) => Finding::inconclusive("the limit is too far away to try"),
             Some(limit) => touched(limit + (64 << 20)),
         },
@@ -49,7 +52,10 @@ pub const PROBES: &[Probe] = &[
         order: Order::Last,
         root: false,
         run: |world| match (world.disk_limit, &world.scratch) {
-            (None, _) | (_, None) => Finding::inconclusive("the sandbox was not said to have a limit"),
+            (_, None) => Finding::inconclusive(NO_LIMIT),
+            (None, Some(scratch)) => {
+                bounded(scratch, |system| (system.size > 0).then(|| format!("{} MiB", system.size >> 20)))
+            }
             (Some(limit), _) if limit > 1 << 30 => Finding::inconclusive("the limit is too far away to try"),
             (Some(limit), Some(scratch)) => filled(&scratch.join("anchorhold-probe-fills"), limit + (1 << 20)),
         },
@@ -59,15 +65,18 @@ pub const PROBES: &[Probe] = &[
         title: "The number of files is not limited",
         severity: Severity::Medium,
         reference: "security-probes.md 3.11",
-        tries: "Makes 100 empty files more than should fit into the scratch folder (at most 20,000), and deletes them.",
+        tries: "Makes 100 empty files more than should fit into the scratch folder (at most 40,000), and deletes them.",
         safe: "ENOSPC or EDQUOT at the limit",
         meaning: "A disk without inodes is full for everybody, and inodes of a tmpfs are kernel memory.",
         controls: &[Control::Limits],
         order: Order::Last,
         root: false,
         run: |world| match (world.inode_limit, &world.scratch) {
-            (None, _) | (_, None) => Finding::inconclusive("the sandbox was not said to have a limit"),
-            (Some(limit), _) if limit > 20_000 => Finding::inconclusive("the limit is too far away to try"),
+            (_, None) => Finding::inconclusive(NO_LIMIT),
+            (None, Some(scratch)) => {
+                bounded(scratch, |system| (system.files > 0).then(|| format!("{} files", system.files)))
+            }
+            (Some(limit), _) if limit > 40_000 => Finding::inconclusive("the limit is too far away to try"),
             (Some(limit), Some(scratch)) => sown(&scratch.join("anchorhold-probe-sows"), limit + 100),
         },
     },
@@ -114,7 +123,7 @@ pub const PROBES: &[Probe] = &[
         order: Order::Last,
         root: false,
         run: |world| match world.time_limit {
-            None => Finding::inconclusive("the sandbox was not said to have a limit"),
+            None => Finding::inconclusive(NO_LIMIT),
             Some(limit) if limit > 7 => Finding::inconclusive("the limit is too far away to try"),
             Some(limit) => {
                 let started = std::time::Instant::now();
@@ -125,7 +134,76 @@ pub const PROBES: &[Probe] = &[
             }
         },
     },
+    Probe {
+        id: "res.log",
+        title: "What is printed is not limited",
+        severity: Severity::Low,
+        reference: "security-probes.md 3.11; nix-sandbox.md P8",
+        tries: "Prints 1 MiB more than the sandbox may (at most 64 MiB), in one line.",
+        safe: "the sandbox is ended before, and nothing hangs",
+        meaning: "A log fills the disk of whoever keeps it.",
+        controls: &[Control::Limits],
+        order: Order::Last,
+        root: false,
+        run: |world| match world.log_limit {
+            None => Finding::inconclusive(NO_LIMIT),
+            Some(limit) if limit > 63 << 20 => Finding::inconclusive("the limit is too far away to try"),
+            Some(limit) => printed(limit + (1 << 20)),
+        },
+    },
+    Probe {
+        id: "res.mlock",
+        title: "Memory can be locked",
+        severity: Severity::Low,
+        reference: "mlock(2), RLIMIT_MEMLOCK, CAP_IPC_LOCK; nix-sandbox.md P8",
+        tries: "Locks 128 MiB that it never touches, so that nothing is used.",
+        safe: "ENOMEM or EPERM",
+        meaning: "What is locked cannot be swapped out: the memory of the host is lost for everybody else.",
+        controls: &[Control::HostRoot],
+        order: Order::Any,
+        root: false,
+        run: |_| locked(128 << 20),
+    },
 ];
+
+/// What a probe says that was told of no limit.
+const NO_LIMIT: &str = "the sandbox was not said to have a limit";
+
+/// A file system in memory with a bound is one, without trying it.
+fn bounded(scratch: &std::path::Path, bound: impl Fn(&files::FileSystem) -> Option<String>) -> Finding {
+    const TMPFS: u64 = 0x0102_1994;
+    match files::file_system(scratch) {
+        Ok(system) if system.kind == TMPFS => match bound(&system) {
+            Some(bound) => Finding::held(format!("a tmpfs of {bound}; not tried")),
+            None => Finding::reached("a tmpfs without a bound"),
+        },
+        _ => Finding::inconclusive(NO_LIMIT),
+    }
+}
+
+fn printed(bytes: u64) -> Finding {
+    let piece = vec![b'.'; 64 << 10];
+    let mut written = 0;
+    while written < bytes {
+        match calls::write(1, &piece) {
+            Ok(length) => written += length as u64,
+            Err(libc::EINTR) => {}
+            Err(errno) => return Finding::refused(errno).with(format!("after {} MiB", written >> 20)),
+        }
+    }
+    let _ = calls::write(1, b"\n");
+    Finding::reached(format!("{} MiB", written >> 20))
+}
+
+fn locked(bytes: usize) -> Finding {
+    const ON_FAULT: usize = 1;
+    let protection = (libc::PROT_READ | libc::PROT_WRITE) as usize;
+    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as usize;
+    match calls::raw(libc::SYS_mmap, &[0, bytes, protection, flags, usize::MAX, 0]) {
+        Ok(address) => Finding::of(calls::raw(libc::SYS_mlock2, &[address as usize, bytes, ON_FAULT])),
+        Err(errno) => Finding::inconclusive(name_of(errno)),
+    }
+}
 
 /// What `RLIM_INFINITY` is called.
 pub fn size(limit: u64) -> String {
@@ -265,7 +343,7 @@ fn descriptors(goal: u64) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Verdict;
+    use anchorhold_probe::verdict::Verdict;
 
     /// A probe changes its own process, so it runs in a child, as in the battery.
     fn told(attempt: impl FnOnce() -> Finding, expected: Verdict) {

@@ -3,12 +3,13 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use anchorhold_probe::verdict::Finding;
+use anchorhold_probe::world::World;
+
 use crate::calls::{self, LowMemory};
 use crate::files::{self, Scratch};
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::ring;
-use crate::verdict::Finding;
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -205,7 +206,7 @@ fn judged(result: Result<i64, i32>, mode: Result<u32, i32>) -> Finding {
         (Ok(_), Ok(_)) => Finding::held("the bits were dropped"),
         (Ok(_), Err(errno)) => Finding::inconclusive(format!(
             "the call succeeded, but there is no file: {}",
-            crate::verdict::name_of(errno)
+            anchorhold_probe::verdict::name_of(errno)
         )),
     }
 }
@@ -267,7 +268,7 @@ fn inherited(world: &World) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Verdict;
+    use anchorhold_probe::verdict::Verdict;
 
     #[test]
     fn only_the_mode_of_the_file_counts() {

@@ -1,10 +1,11 @@
 //! Families and protocols of sockets: what the kernel offers beyond files and the internet.
 
+use anchorhold_probe::verdict::Finding;
+use anchorhold_probe::world::World;
+
 use crate::calls::{self, LowMemory};
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::ring::Operation;
-use crate::verdict::Finding;
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[

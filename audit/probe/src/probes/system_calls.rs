@@ -1,10 +1,11 @@
 //! The surface of system calls: what a filter takes away, by the native and by the foreign entry.
 
+use anchorhold_probe::verdict::{Finding, name_of};
+
 use crate::calls;
 use crate::filter::{self, Entry, Passage};
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::probes::processes::told;
-use crate::verdict::{Finding, name_of};
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[
@@ -248,7 +249,7 @@ const fn surface(
     reference: &'static str,
     tries: &'static str,
     meaning: &'static str,
-    run: fn(&crate::world::World) -> Finding,
+    run: fn(&anchorhold_probe::world::World) -> Finding,
 ) -> Probe {
     Probe {
         id,
@@ -271,7 +272,7 @@ const fn low(
     title: &'static str,
     reference: &'static str,
     tries: &'static str,
-    run: fn(&crate::world::World) -> Finding,
+    run: fn(&anchorhold_probe::world::World) -> Finding,
 ) -> Probe {
     Probe {
         id,

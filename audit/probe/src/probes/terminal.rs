@@ -1,9 +1,10 @@
 //! Terminals: pushing input into one that others read, and having one at all.
 
+use anchorhold_probe::verdict::{Finding, Verdict, name_of};
+use anchorhold_probe::world::World;
+
 use crate::calls;
 use crate::probe::{Control, Order, Probe, Severity};
-use crate::verdict::{Finding, Verdict, name_of};
-use crate::world::World;
 
 /// The probes of this layer.
 pub const PROBES: &[Probe] = &[

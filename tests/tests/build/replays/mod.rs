@@ -4,13 +4,6 @@
 //! shows that it can fire, against a room or a program that is weakened in just this respect; only then does its failing
 //! against the whole one say anything.
 
-#[path = "../build/recipe.rs"]
-#[allow(dead_code, reason = "the suite of builds uses more of it")]
-mod recipe;
-#[path = "../build/world.rs"]
-#[allow(dead_code, reason = "the suite of builds uses more of it")]
-mod world;
-
 mod archives;
 mod leftovers;
 mod planted;
