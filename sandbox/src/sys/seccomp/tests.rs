@@ -7,6 +7,7 @@ use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -271,20 +272,19 @@ fn refusals_are_answered_and_counted() {
     assert_eq!(recorder.others(), 0);
 }
 
-/// Words at an address that an i386 call can name.
+/// Words at an address that an i386 call can name. The kernel and the supervisor write there too, hence the type.
 #[cfg(target_arch = "x86_64")]
-fn low_words(words: &[i32]) -> *mut i32 {
-    // SAFETY: a fresh anonymous mapping that nobody else knows; it is left to the process's end.
+fn low_words<const N: usize>(words: [i32; N]) -> &'static [AtomicI32; N] {
+    let length = size_of::<[AtomicI32; N]>();
+    // SAFETY: asks for a fresh anonymous mapping at no address in particular.
     let place = unsafe {
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        libc::mmap(std::ptr::null_mut(), 4096, protection, flags | libc::MAP_32BIT, -1, 0)
+        libc::mmap(std::ptr::null_mut(), length, protection, flags | libc::MAP_32BIT, -1, 0)
     };
     assert_ne!(place, libc::MAP_FAILED);
-    let place = place.cast::<i32>();
-    for (number, word) in words.iter().enumerate() {
-        // SAFETY: within the page that was mapped just now.
-        unsafe { place.add(number).write_volatile(*word) };
-    }
+    // SAFETY: the mapping is long enough, page-aligned, all zeroes, nobody else's, and left to the process's end.
+    let place = unsafe { &*place.cast::<[AtomicI32; N]>() };
+    place.iter().zip(words).for_each(|(place, word)| place.store(word, Ordering::SeqCst));
     place
 }
 
@@ -297,12 +297,10 @@ fn borrow(number: i32) -> BorrowedFd<'static> {
 /// What `socketcall` answers, and the two words behind the fourth argument.
 #[cfg(target_arch = "x86_64")]
 fn socketcall(call: u32, family: i32, kind: i32, protocol: i32) -> (Result<i32, i32>, [i32; 2]) {
-    let words = low_words(&[family, kind, protocol, 0, 77, 77]);
-    // SAFETY: within the page; the fourth argument points to the fifth word.
-    unsafe { words.add(3).write_volatile(words.add(4).addr() as i32) };
-    let answer = int80(102, call, words.addr() as u32, 0);
-    // SAFETY: within the page.
-    (answer, unsafe { [words.add(4).read_volatile(), words.add(5).read_volatile()] })
+    let words = low_words([family, kind, protocol, 0, 77, 77]);
+    words[3].store(words[4].as_ptr().addr() as i32, Ordering::SeqCst);
+    let answer = int80(102, call, words.as_ptr().addr() as u32, 0);
+    (answer, [words[4].load(Ordering::SeqCst), words[5].load(Ordering::SeqCst)])
 }
 
 #[cfg(target_arch = "x86_64")]
