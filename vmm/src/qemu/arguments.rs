@@ -11,7 +11,9 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::spec::{Boot, Card, Clock, Drive, DriveBus, DriveFormat, MachineSpec, MemoryBacking, Share, ShareKind};
+use crate::spec::{
+    Boot, Card, Clock, Drive, DriveBus, DriveFormat, MachineSpec, MemoryBacking, ServerNetwork, Share, ShareKind,
+};
 
 /// The name of the memory in saved states: another name is another machine.
 const MEMORY: &str = "ram";
@@ -37,7 +39,8 @@ pub fn arguments(spec: &MachineSpec, wiring: &Wiring, memory: &MemoryBacking, in
     let mut line = Line(Vec::new());
     line.words(["-name", &plain(&spec.name), "-nodefaults", "-no-user-config", "-no-reboot", "-S"]);
     // What escapes from the emulator starts nothing and becomes nobody else.
-    line.words(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    let spawn = if spec.network.is_some() { "allow" } else { "deny" };
+    line.words(["-sandbox", &format!("on,obsolete=deny,elevateprivileges=deny,spawn={spawn},resourcecontrol=deny")]);
     line.words(["-machine", &format!("{},usb=off,vmport=off,memory-backend={MEMORY}", spec.machine_type)]);
     line.words(["-accel", &spec.accelerator.to_string(), "-cpu", &spec.cpu, "-smp", &spec.cores.to_string()]);
     line.words(["-m", &format!("{}M", spec.memory)]);
@@ -57,6 +60,9 @@ pub fn arguments(spec: &MachineSpec, wiring: &Wiring, memory: &MemoryBacking, in
     spec.drives.iter().enumerate().for_each(|(number, drive)| line.drive(number, drive, spec));
     spec.shares.iter().enumerate().for_each(|(number, share)| line.share(number, share));
     spec.cards.iter().enumerate().for_each(|(number, card)| line.card(number, card, wiring));
+    if let Some(network) = &spec.network {
+        line.network(network);
+    }
     if incoming {
         line.words(["-incoming", "defer"]);
     }
@@ -196,6 +202,21 @@ impl Line {
                 self.words(["-device", &device.to_string()]);
             }
         }
+    }
+
+    fn network(&mut self, network: &ServerNetwork) {
+        let ServerNetwork { guest, server, server_port, guest_port, reached_by, .. } = network;
+        // QEMU wants addresses for itself and its DNS, at which nobody answers (`restrict`).
+        let [a, b, c, _] = server.octets();
+        let netdev = format!(
+            "user,id=network,restrict=on,ipv6=off,net={a}.{b}.{c}.0/24,host={a}.{b}.{c}.254,dns={a}.{b}.{c}.253,\
+             hostfwd=tcp:127.0.0.1:{reached_by}-{guest}:{guest_port},guestfwd=tcp:{server}:{server_port}-cmd:{}",
+            network.connect.join(" ").replace(',', ",,")
+        );
+        let device = json!({
+            "driver": "virtio-net-pci", "netdev": "network", "mac": network.card.as_str(), "romfile": "",
+        });
+        self.words(["-netdev", &netdev, "-device", &device.to_string()]);
     }
 
     fn card(&mut self, number: usize, card: &Card, wiring: &Wiring) {
