@@ -33,6 +33,8 @@ const REACHED_BY: u16 = 2222;
 const SILENT: Duration = Duration::from_secs(5);
 /// How long a port that refused is left alone: nothing tells when it opens.
 const AGAIN: Duration = Duration::from_millis(50);
+/// Samba's log, as it calls it.
+const LOG: &str = "log.smbd";
 /// The programs, with the packages that have them.
 const SMBD: (&str, &str) = ("smbd", "samba");
 const SSH: (&str, &str) = ("ssh", "openssh-client");
@@ -72,7 +74,7 @@ impl Direct {
         let folder = tempfile::tempdir().map_err(failed)?;
         let socket = folder.path().join("connections");
         let samba = Samba { folder: folder.path().join("samba"), account: account()?, shares: Vec::new() };
-        let server = Server::start(&socket, smbd, samba.configuration(), &folder.path().join("log")).map_err(failed)?;
+        let server = Server::start(&socket, smbd, samba.configuration(), folder.path().to_owned()).map_err(failed)?;
         let mut machine = spec.guest_machine();
         machine.cards.clear();
         machine.network = Some(ServerNetwork {
@@ -259,7 +261,14 @@ impl Standing for Direct {
     }
 
     fn guest_failed(&mut self, class: FailureClass, what: &str) -> Failure {
-        self.guest.fail(class, what)
+        let log = match class {
+            FailureClass::NoShare => std::fs::read(self.folder.path().join(LOG)).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        match String::from_utf8_lossy(&log).trim().lines().next_back() {
+            Some(line) => self.guest.fail(class, format!("{what}; Samba last said “{}”", line.trim().escape_debug())),
+            None => self.guest.fail(class, what),
+        }
     }
 }
 
@@ -328,10 +337,9 @@ struct Server {
 }
 
 impl Server {
-    fn start(socket: &Path, smbd: PathBuf, configuration: PathBuf, log: &Path) -> io::Result<Self> {
+    fn start(socket: &Path, smbd: PathBuf, configuration: PathBuf, logs: PathBuf) -> io::Result<Self> {
         let listener = UnixListener::bind(socket)?;
         let (stopped, stop) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let log = std::fs::OpenOptions::new().create_new(true).append(true).mode(0o600).open(log)?;
         let thread = std::thread::spawn(move || {
             let mut children: Vec<Child> = Vec::new();
             loop {
@@ -347,7 +355,7 @@ impl Server {
                 children.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
                 // What fails here is a connection that hangs up, of which the guest tells.
                 let taken = listener.accept().and_then(|(stream, _)| handover::take(&stream));
-                let started = taken.and_then(|connection| one(&smbd, &configuration, connection, log.try_clone()?));
+                let started = taken.and_then(|connection| one(&smbd, &configuration, &logs, connection));
                 match started {
                     Ok(child) => children.push(child),
                     Err(error) => eprintln!("anchorhold: serving a connection of the guest: {error}"),
@@ -363,11 +371,11 @@ impl Server {
 }
 
 /// A Samba for one connection, as inetd(8) would start it.
-fn one(smbd: &Path, configuration: &Path, connection: OwnedFd, log: std::fs::File) -> io::Result<Child> {
+fn one(smbd: &Path, configuration: &Path, logs: &Path, connection: OwnedFd) -> io::Result<Child> {
     let mut command = Command::new(smbd);
-    command.args(["--no-process-group", "--debug-stdout", "--configfile"]).arg(configuration);
+    command.arg("--no-process-group").arg("--configfile").arg(configuration).arg("--log-basename").arg(logs);
     command.env_clear().env("PATH", "/bin:/usr/bin:/usr/sbin");
-    command.stdin(connection).stdout(log.try_clone()?).stderr(log);
+    command.stdin(connection).stdout(Stdio::null()).stderr(Stdio::null());
     tied::tie(&mut command, Vec::new());
     command.spawn()
 }

@@ -8,7 +8,7 @@ use super::SSH_FAILED;
 use crate::controller;
 use crate::failure::{Failure, FailureClass};
 use crate::linux::End;
-use crate::profile::Profile;
+use crate::profile::{Language, Profile};
 use crate::readiness::Wait;
 use crate::shares;
 use crate::shares::samba::Account;
@@ -129,7 +129,12 @@ fn say(standing: &mut dyn Standing, line: &str, wait: &Wait) -> Result<Said, Fai
 }
 
 fn must(standing: &mut dyn Standing, line: &str, doing: &str) -> Result<(), Failure> {
-    let said = say(standing, line, &Wait::new(format!("the end of {doing}"), PATIENCE))?;
+    let line = match standing.profile().shell.kind {
+        // Some programs end with what is ssh's own.
+        Language::Sh => format!("( {line} ); s=$?; test $s != {SSH_FAILED} || s=254; exit $s"),
+        Language::Powershell | Language::Cmd => line.to_owned(),
+    };
+    let said = say(standing, &line, &Wait::new(format!("the end of {doing}"), PATIENCE))?;
     if said.end == End::Status(0) {
         return Ok(());
     }
@@ -239,8 +244,8 @@ mod tests {
         std::fs::write(store.path().join("abc-in-1.0"), "").unwrap();
         let mut guest = scripted(&[(0, ""); 4]);
         mount(&mut guest, store.path(), exchange.path()).unwrap();
-        assert_eq!(guest.lines[1], "test -r '/nix/store/abc-in-1.0'");
-        assert!(guest.lines[3].starts_with("test -r '/xchg/probe-"), "{:?}", guest.lines);
+        assert!(guest.lines[1].starts_with("( test -r '/nix/store/abc-in-1.0' ); "), "{:?}", guest.lines);
+        assert!(guest.lines[3].starts_with("( test -r '/xchg/probe-"), "{:?}", guest.lines);
         assert_eq!(std::fs::read_dir(exchange.path()).unwrap().count(), 0, "the probe is gone");
     }
 }

@@ -38,9 +38,12 @@ pub struct Wiring {
 pub fn arguments(spec: &MachineSpec, wiring: &Wiring, memory: &MemoryBacking, incoming: bool) -> Vec<OsString> {
     let mut line = Line(Vec::new());
     line.words(["-name", &plain(&spec.name), "-nodefaults", "-no-user-config", "-no-reboot", "-S"]);
-    // What escapes from the emulator starts nothing and becomes nobody else.
-    let spawn = if spec.network.is_some() { "allow" } else { "deny" };
-    line.words(["-sandbox", &format!("on,obsolete=deny,elevateprivileges=deny,spawn={spawn},resourcecontrol=deny")]);
+    // What escapes from the emulator starts nothing and becomes nobody else. With a server in its network it must start what
+    // hands over a connection, in a session of its own (setsid(2), one of the privileges): then only the room's own rules
+    // are left, under which no program becomes more than QEMU is.
+    let word = if spec.network.is_some() { "allow" } else { "deny" };
+    let rules = format!("on,obsolete=deny,elevateprivileges={word},spawn={word},resourcecontrol=deny");
+    line.words(["-sandbox", &rules]);
     line.words(["-machine", &format!("{},usb=off,vmport=off,memory-backend={MEMORY}", spec.machine_type)]);
     line.words(["-accel", &spec.accelerator.to_string(), "-cpu", &spec.cpu, "-smp", &spec.cores.to_string()]);
     line.words(["-m", &format!("{}M", spec.memory)]);

@@ -71,7 +71,7 @@ fn a_network_with_one_server_leads_nowhere_else() {
     let text = golden(&spec, &MemoryBacking::Anonymous, false);
     assert!(text.contains("-netdev user,id=network,restrict=on,ipv6=off,net=192.168.0.0/24,"), "{text}");
     assert!(text.contains("guestfwd=tcp:192.168.0.2:445-cmd:/machine/a,,b connect\n"), "{text}");
-    assert!(text.contains("spawn=allow"), "{text}");
+    assert!(text.contains("elevateprivileges=allow,spawn=allow"), "{text}");
 }
 
 #[test]
