@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
@@ -373,7 +374,9 @@ impl Server {
 /// A Samba for one connection, as inetd(8) would start it.
 fn one(smbd: &Path, configuration: &Path, logs: &Path, connection: OwnedFd) -> io::Result<Child> {
     let mut command = Command::new(smbd);
-    command.arg("--no-process-group").arg("--configfile").arg(configuration).arg("--log-basename").arg(logs);
+    command.arg("--configfile").arg(configuration).arg("--log-basename").arg(logs);
+    // At its end it ends its whole process group.
+    command.process_group(0);
     command.env_clear().env("PATH", "/bin:/usr/bin:/usr/sbin");
     command.stdin(connection).stdout(Stdio::null()).stderr(Stdio::null());
     tied::tie(&mut command, Vec::new());
