@@ -16,7 +16,7 @@ use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::initramfs::Initramfs;
 use anchorhold_vmm::kernel::{Feature, Modules};
 use anchorhold_vmm::linux::End;
-use anchorhold_vmm::pair::job::{self, Job};
+use anchorhold_vmm::pair::job::{self, Job, Topology};
 use anchorhold_vmm::pair::{self, Keys, Limits, Pair, PairRun, PairSpec, Side};
 use anchorhold_vmm::profile::Profile;
 use anchorhold_vmm::qemu::Installed;
@@ -121,6 +121,7 @@ impl World {
         let path = |name: &str| self.images.join(name);
         Job {
             pair: self.spec.clone(),
+            topology: Topology::Pair,
             key: path("key"),
             known_hosts: path("known_hosts"),
             qemu: None,
@@ -247,7 +248,7 @@ fn a_guest_whose_port_is_open_and_silent_is_told_from_one_that_is_not_there() {
     let Some(mut world) = World::new() else { return };
     let modules = Modules::open(&world.parts.kernel.modules).unwrap();
     let mut start = root_and_network(GUEST);
-    let silent = Command::new("/bin/nc").arguments(["-lk", "-p", "22", "-e", "/bin/sleep", "1000"]);
+    let silent = Command::new("/bin/nc").arguments(["-ll", "-p", "22", "-e", "/bin/sleep", "1000"]);
     let command = Ok(silent.variable("PATH", "/bin"));
     start.push(What::Run(RunRequest { command, user: None, streams: Streams::Together, alone: false }));
     let features = [Feature::Virtio, Feature::Port, Feature::Network, Feature::Disk, Feature::Erofs];
