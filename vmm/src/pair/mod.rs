@@ -14,6 +14,7 @@
 //! [`Pair::unmount`], the same for both. [`job`] is all of it for one command.
 
 pub mod job;
+mod session;
 mod spec;
 
 pub use spec::{
@@ -27,7 +28,7 @@ use crate::controller::Controller;
 use crate::failure::{Failure, FailureClass};
 use crate::linux::{Agent, End};
 use crate::machine::{Machine, Run};
-use crate::profile::Profile;
+use crate::profile::{Language, Profile};
 use crate::qemu::Installed;
 use crate::readiness::Wait;
 use crate::report::What;
@@ -47,6 +48,8 @@ const GRACE: Duration = Duration::from_secs(20);
 const NINE_P_MESSAGE: u32 = 512_000;
 /// How much of what a line in the guest says is kept for whoever asks why it failed, in bytes.
 const KEPT_WORDS: usize = 8 << 10;
+/// What a shell says before each of several lines.
+const AT: &str = "anchorhold-at-";
 /// ssh's own failures.
 const SSH_FAILED: u8 = 255;
 
@@ -214,19 +217,20 @@ impl Pair {
         let in_store = std::fs::read_dir(store).ok().and_then(|mut entries| entries.next()?.ok());
         let in_store = in_store.and_then(|entry| entry.file_name().into_string().ok());
         let profile = self.desk.profile.clone();
+        let mut lines = Vec::new();
         for drive in &profile.drives {
-            let line = profile.mount(drive, crate::controller::ADDRESS, &self.desk.account);
-            self.must_in_guest(&line, &format!("the drive {} ({})", drive.letter, drive.share), PATIENCE)?;
+            let name = format!("the drive {} ({})", drive.letter, drive.share);
+            lines.push((name.clone(), profile.mount(drive, crate::controller::ADDRESS, &self.desk.account)));
             let file = match drive.share.as_str() {
                 shares::EXCHANGE => Some(&nonce),
                 shares::STORE_SHARE => in_store.as_ref(),
                 _ => None,
             };
             if let Some(file) = file {
-                let line = profile.probe(drive, file);
-                self.must_in_guest(&line, &format!("a file on the drive {} ({})", drive.letter, drive.share), PATIENCE)?;
+                lines.push((format!("a file on {name}"), profile.probe(drive, file)));
             }
         }
+        self.must_all_in_guest(&lines)?;
         std::fs::remove_file(&probe).map_err(|error| {
             Failure::new(FailureClass::NoShare, format!("removing {}: {error}", probe.display()))
         })
@@ -252,10 +256,14 @@ impl Pair {
     /// [`FailureClass::NoShare`] when something cannot be written back.
     pub fn unmount(&mut self) -> Result<(), Failure> {
         let profile = self.desk.profile.clone();
-        for drive in &profile.drives {
-            let what = format!("the drive {} ({}) to be given back", drive.letter, drive.share);
-            self.must_in_guest(&profile.unmount(drive), &what, PATIENCE)?;
-        }
+        let lines: Vec<_> = profile
+            .drives
+            .iter()
+            .map(|drive| {
+                (format!("the drive {} ({}) to be given back", drive.letter, drive.share), profile.unmount(drive))
+            })
+            .collect();
+        self.must_all_in_guest(&lines)?;
         for share in [shares::STORE_SHARE, shares::EXCHANGE] {
             let target = Controller::directory_of(share);
             self.ask(What::Unmount(target), &format!("the directory of {share} to be given back"))?;
@@ -329,13 +337,32 @@ impl Pair {
 
     fn must_in_guest(&mut self, line: &str, what: &str, limit: Duration) -> Result<(), Failure> {
         let said = self.in_guest(line, &Wait::new(what, limit))?;
-        if said.end == End::Status(0) {
-            return Ok(());
-        }
+        if said.end == End::Status(0) { Ok(()) } else { Err(self.line_failed(what, &said)) }
+    }
+
+    fn line_failed(&mut self, what: &str, said: &Said) -> Failure {
         let class = if said.end == End::Status(SSH_FAILED) { FailureClass::SessionLost } else { FailureClass::NoShare };
         // The line itself has a password in it.
         let words = said.words.replace(self.desk.account.password(), "…");
-        Err(self.guest_failed(class, &format!("{what} failed ({}): {}", in_words(&said.end), last_line(&words))))
+        self.guest_failed(class, &format!("{what} failed ({}): {}", in_words(&said.end), last_line(&words)))
+    }
+
+    /// Lines of which each must succeed, each with what it is for. A login takes longer than most of them, so that a shell gets
+    /// them all at once, and says which one it is at.
+    fn must_all_in_guest(&mut self, lines: &[(String, String)]) -> Result<(), Failure> {
+        if self.desk.profile.shell.kind != Language::Sh {
+            return lines.iter().try_for_each(|(what, line)| self.must_in_guest(line, what, PATIENCE));
+        }
+        let words: Vec<String> =
+            lines.iter().enumerate().map(|(number, (_, line))| format!("echo {AT}{number} && {line}")).collect();
+        let said = self.in_guest(&words.join(" && "), &Wait::new("the guest's drives", PATIENCE))?;
+        if said.end == End::Status(0) {
+            return Ok(());
+        }
+        let at = said.words.lines().rev().find_map(|line| line.strip_prefix(AT)?.parse::<usize>().ok()).unwrap_or(0);
+        let what = lines.get(at).map_or("the drives", |(what, _)| what.as_str());
+        let words: Vec<&str> = said.words.lines().filter(|line| !line.starts_with(AT)).collect();
+        Err(self.line_failed(what, &Said { end: said.end, words: words.join("\n") }))
     }
 
     /// A failure that is the guest's, with what was seen of it.
