@@ -13,6 +13,7 @@
 pub mod build;
 pub mod pair;
 pub mod room;
+pub mod stages;
 pub mod supervisor;
 
 use std::fs;
