@@ -304,6 +304,7 @@ impl Machine {
         }
         let channels = std::iter::once(&self.line).chain(self.ports.iter().map(|(_, channel)| channel));
         all.extend(channels.filter(|channel| channel.is_open()).map(AsFd::as_fd));
+        all.extend(self.visitors.iter().flat_map(Visitors::descriptors));
         all
     }
 

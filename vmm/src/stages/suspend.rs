@@ -59,6 +59,7 @@ pub fn guest_start(profile: &Profile) -> Vec<What> {
     if let Some(first) = start.first_mut() {
         *first = What::Mount(root);
     }
+    start.push(What::HostName(GUEST.into()));
     start.push(What::Run(RunRequest { command: Ok(server), user: None, streams: Streams::Together, alone: false }));
     start
 }

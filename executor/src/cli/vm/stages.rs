@@ -11,7 +11,6 @@ use anchorhold_sandbox::outcome::End;
 use anchorhold_sandbox::quantity::{Duration, Size};
 use anchorhold_sandbox::room::Limits;
 use anchorhold_vmm::failure::Failure;
-use anchorhold_vmm::profile::{Drive, Profile};
 use anchorhold_vmm::stages::{Cache, Entry, Stage};
 use clap::Args;
 use serde_json::json;
@@ -34,7 +33,7 @@ pub(super) struct GuestOptions {
     #[arg(long, value_name = "SIZE", help_heading = "Machine")]
     memory: Option<Size>,
 
-    /// Give the guest one more drive: its letter and the share behind it [Y:=SHARE]
+    /// Give a share another letter, as Y:=xchg
     #[arg(long, value_name = "LETTER=SHARE", help_heading = "Machine")]
     drive: Vec<String>,
 }
@@ -122,17 +121,17 @@ impl GuestOptions {
         if self.drive.is_empty() {
             return Ok(stages);
         }
-        let drives = self.drive.iter().map(|text| drive(text)).collect::<Result<Vec<_>, _>>()?;
-        let profile: Profile = stages.profile().clone().with_drives(drives).map_err(not_started)?;
-        Ok(stages.with_profile(profile))
+        let mut profile = stages.profile().clone();
+        for text in &self.drive {
+            let wrong = |why: &str| not_started(format_args!("--drive {text}: {why}"));
+            let (letter, share) = text.split_once('=').ok_or_else(|| wrong("write LETTER=SHARE"))?;
+            let drive = profile.drives.iter_mut().find(|drive| drive.share == share);
+            letter.clone_into(&mut drive.ok_or_else(|| wrong("the guest has no such share"))?.letter);
+        }
+        // Checked as a whole, with what others there are.
+        let drives = std::mem::take(&mut profile.drives);
+        Ok(stages.with_profile(profile.with_drives(drives).map_err(not_started)?))
     }
-}
-
-/// `Y:=share`, which the guest has at `/share` too.
-fn drive(text: &str) -> Result<Drive, Refused> {
-    let (letter, share) =
-        text.split_once('=').ok_or_else(|| not_started(format_args!("--drive {text}: write LETTER=SHARE")))?;
-    Ok(Drive { letter: letter.to_owned(), share: share.to_owned(), path: format!("/{share}"), read_only: false })
 }
 
 pub(super) fn install(options: &MakeOptions) -> Result<i32, Refused> {
