@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{DISK, Entry, Fields, Told};
-use crate::controller::{ROOT_SERIAL, root_and_network};
+use crate::controller::{Controller, ROOT_SERIAL, root_and_network};
 use crate::disk;
 use crate::exchange::Command;
 use crate::failure::{Failure, FailureClass};
@@ -15,6 +15,7 @@ use crate::pair::{CONTROLLER, GUEST, Keys, Limits, Pair, PairRun, PairSpec, WIRE
 use crate::profile::Profile;
 use crate::qemu::Installed;
 use crate::report::{MountRequest, RunRequest, Streams, What};
+use crate::shares::samba::{Account, SambaError};
 use crate::spec::Drive;
 use crate::wire;
 
@@ -82,7 +83,33 @@ pub fn suspend_key(
     fields.content("known-hosts", &keys.known_hosts);
     fields.profile(&spec.profile);
     fields.shares(&spec.profile);
+    fields.content("controller.servers", &servers(&spec.profile)?);
     Ok(fields)
+}
+
+/// What the controller's servers are told when they start, but for what each run has its own: it is in their memory then.
+fn servers(profile: &Profile) -> Result<Vec<u8>, Failure> {
+    let refused = |error: SambaError| Failure::new(FailureClass::NoShare, error.to_string());
+    let controller = Controller {
+        profile: profile.clone(),
+        account: Account::new("nobody").map_err(refused)?,
+        mounts: Vec::new(),
+        key: Vec::new(),
+        known_hosts: Vec::new(),
+    };
+    let mut told = Vec::new();
+    for what in controller.files().map_err(refused)? {
+        if let What::WriteFile { path, content, .. } = what
+            && !path.ends_with("smbpasswd")
+        {
+            told.extend(path.as_os_str().as_encoded_bytes());
+            told.extend(content);
+        }
+    }
+    for program in [controller.server(), controller.in_guest("")] {
+        told.extend(program.command.ok().and_then(|command| command.encode().ok()).unwrap_or_default());
+    }
+    Ok(told)
 }
 
 /// The same pair with a fresh overlay at `path` as its guest's disk, over `behind`; `base` is what its saved state is compared by.
