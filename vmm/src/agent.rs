@@ -61,7 +61,9 @@ pub enum AgentError {
 pub fn image(agent: &Path, modules: &[Module], start: &[What]) -> Result<Initramfs, AgentError> {
     check_static(agent)?;
     let mut tree = Initramfs::new();
-    tree.copy(INIT, 0o755, agent)?;
+    let mut program = std::fs::read(agent).map_err(|source| AgentError::Missing { path: agent.to_owned(), source })?;
+    keep_loadable(&mut program);
+    tree.file(INIT, 0o755, program)?;
     // The kernel opens it for the first process, before anything is mounted.
     tree.device("/dev/console", 0o600, (5, 1))?;
     tree.directory(MODULES, 0o755)?;
@@ -79,6 +81,30 @@ pub fn image(agent: &Path, modules: &[Module], start: &[What]) -> Result<Initram
     }
     tree.file(START, 0o600, frames)?;
     Ok(tree)
+}
+
+/// Cuts off what no kernel loads: a debug build is seventy megabytes about itself, more than a small guest has room for.
+fn keep_loadable(program: &mut Vec<u8>) {
+    // Of the 64-bit ELF header (elf(5)): where the program headers are, their size and number; what is about sections.
+    let number = |at: usize, size: usize| {
+        let bytes = program.get(at..at + size)?;
+        Some(bytes.iter().rev().fold(0_u64, |number, byte| number << 8 | u64::from(*byte)))
+    };
+    let headers = || Some((number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?));
+    let Some((first, size, count)) = headers() else { return };
+    let mut end = first + size * count;
+    for header in (0..count).filter_map(|one| usize::try_from(first + one * size).ok()) {
+        // Where a segment lies in the file, and how long it is there.
+        let (Some(offset), Some(length)) = (number(header + 8, 8), number(header + 32, 8)) else { return };
+        end = end.max(offset.saturating_add(length));
+    }
+    let Ok(end) = usize::try_from(end) else { return };
+    if end < program.len() {
+        program.truncate(end);
+        // e_shoff; e_shentsize, e_shnum, e_shstrndx: there are no sections any more.
+        program[0x28..0x30].fill(0);
+        program[0x3a..0x40].fill(0);
+    }
 }
 
 /// That it is an ELF program without an interpreter. A kernel says of any other only that there is no init.
@@ -107,6 +133,26 @@ fn check_static(path: &Path) -> Result<(), AgentError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_loaded_is_kept_and_runs() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let whole = std::fs::read("/proc/self/exe").unwrap();
+        let mut cut = whole.clone();
+        keep_loadable(&mut cut);
+        assert!(cut.len() < whole.len(), "{} bytes", cut.len());
+        let file = folder.path().join("cut");
+        std::fs::write(&file, &cut).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let output = std::process::Command::new(&file).args(["--list", "what_is_loaded"]).output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stdout).contains("what_is_loaded_is_kept_and_runs"), "{output:?}");
+        for broken in [vec![], vec![0x7f; 70], whole[..0x39].to_vec()] {
+            let mut cut = broken.clone();
+            keep_loadable(&mut cut);
+            assert_eq!(cut, broken);
+        }
+    }
 
     #[test]
     fn an_agent_that_no_kernel_could_start_is_refused() {

@@ -4,12 +4,13 @@
 //! All here is data for its agent: what its image does at the start ([`Controller::start`]), and the programs that it runs
 //! for its host. Its root is the image `controller.erofs` of `scripts/guest-images`, on the disk [`ROOT_SERIAL`].
 
+use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use crate::exchange::Command;
 use crate::kernel::Feature;
-use crate::profile::{Drive, Profile};
+use crate::profile::{Drive, Profile, Reach};
 use crate::report::{MountRequest, RunRequest, Streams, What};
 use crate::shares::image::Form;
 use crate::shares::samba::{Account, Samba, SambaError, Share};
@@ -28,8 +29,10 @@ pub const ROOT_SERIAL: &str = "root";
 /// Where Samba's port is.
 pub const SMB_PORT: u16 = 445;
 
-const KEY: &str = "/run/key";
-const KNOWN_HOSTS: &str = "/run/known_hosts";
+/// The file of the private key.
+pub const KEY: &str = "key";
+/// The file of the guest's host key.
+pub const KNOWN_HOSTS: &str = "known_hosts";
 
 /// A controller, for one guest and one run.
 #[derive(Clone, Debug)]
@@ -110,13 +113,10 @@ impl Controller {
         let made = samba.directories().into_iter().map(|directory| (directory.join(".made"), 0o600, Vec::new()));
         let files = samba.files()?.into_iter().map(|file| (file.path, file.mode, file.content));
         // ssh refuses a key that others may read.
-        let ours =
-            [(KEY.into(), 0o600, self.key.clone()), (KNOWN_HOSTS.into(), 0o644, self.known_hosts.clone())].into_iter();
-        Ok(made
-            .chain(files)
-            .chain(ours)
-            .map(|(path, mode, content)| What::WriteFile { path, mode, content })
-            .collect())
+        let ours = [(KEY, 0o600, &self.key), (KNOWN_HOSTS, 0o644, &self.known_hosts)]
+            .map(|(name, mode, content)| (Path::new("/run").join(name), mode, content.clone()))
+            .into_iter();
+        Ok(made.chain(files).chain(ours).map(|(path, mode, content)| What::WriteFile { path, mode, content }).collect())
     }
 
     /// Samba's server. It runs until the end; that it ends is a failure of the machine.
@@ -147,28 +147,7 @@ impl Controller {
         let reach = &self.profile.reach;
         let mut request = program("/usr/bin/ssh");
         if let Ok(command) = &mut request.command {
-            let login = self.profile.reach.login_seconds;
-            command.arguments = vec![
-                // No configuration but this.
-                "-F/dev/null".into(),
-                format!("-i{KEY}").into(),
-                format!("-p{}", reach.port).into(),
-                "-oIdentitiesOnly=yes".into(),
-                format!("-oUserKnownHostsFile={KNOWN_HOSTS}").into(),
-                "-oGlobalKnownHostsFile=/dev/null".into(),
-                "-oStrictHostKeyChecking=yes".into(),
-                "-oBatchMode=yes".into(),
-                format!("-oConnectTimeout={login}").into(),
-                // A guest that freezes is noticed.
-                "-oServerAliveInterval=5".into(),
-                "-oServerAliveCountMax=6".into(),
-                "-oControlMaster=auto".into(),
-                "-oControlPath=/run/ssh".into(),
-                "-oControlPersist=yes".into(),
-                "-T".into(),
-                format!("{}@{}", reach.user, reach.address).into(),
-                line.into(),
-            ];
+            command.arguments = ssh(reach, Path::new("/run"), (reach.address, reach.port), line);
         }
         request
     }
@@ -177,6 +156,38 @@ impl Controller {
     pub fn mount_lines(&self) -> Vec<(&Drive, String)> {
         self.profile.drives.iter().map(|drive| (drive, self.profile.mount(drive, ADDRESS, &self.account))).collect()
     }
+}
+
+/// The arguments of ssh for a line in the guest, which is reached at this address and port. The files [`KEY`] and
+/// [`KNOWN_HOSTS`] are in `folder`, and the session's socket is made there.
+pub fn ssh(reach: &Reach, folder: &Path, at: (Ipv4Addr, u16), line: &str) -> Vec<OsString> {
+    let file = |option: &str, name: &str| {
+        let mut argument = OsString::from(option);
+        argument.push(folder.join(name));
+        argument
+    };
+    vec![
+        // No configuration but this.
+        "-F/dev/null".into(),
+        file("-i", KEY),
+        format!("-p{}", at.1).into(),
+        "-oIdentitiesOnly=yes".into(),
+        file("-oUserKnownHostsFile=", KNOWN_HOSTS),
+        "-oGlobalKnownHostsFile=/dev/null".into(),
+        format!("-oHostKeyAlias={}", reach.address).into(),
+        "-oStrictHostKeyChecking=yes".into(),
+        "-oBatchMode=yes".into(),
+        format!("-oConnectTimeout={}", reach.login_seconds).into(),
+        // A guest that freezes is noticed.
+        "-oServerAliveInterval=5".into(),
+        "-oServerAliveCountMax=6".into(),
+        "-oControlMaster=auto".into(),
+        file("-oControlPath=", "ssh"),
+        "-oControlPersist=yes".into(),
+        "-T".into(),
+        format!("{}@{}", reach.user, at.0).into(),
+        line.into(),
+    ]
 }
 
 /// A program of the machine's own, as root.

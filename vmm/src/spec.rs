@@ -2,6 +2,7 @@
 //!
 //! A [`MachineSpec`] says what is wanted; [`crate::qemu::arguments`] says how QEMU is told.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,31 @@ pub struct MachineSpec {
     /// Network cards.
     #[serde(default)]
     pub cards: Vec<Card>,
+    /// A network of QEMU's own, with one server in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<ServerNetwork>,
+}
+
+/// A network inside QEMU on which nobody is but the guest and one server, which is a program beside QEMU. Nothing else can be
+/// reached over it, whatever the room that QEMU runs in could reach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ServerNetwork {
+    /// The address of the guest's card, as `52:54:00:00:00:01`.
+    pub card: String,
+    /// The guest's address.
+    pub guest: Ipv4Addr,
+    /// The server's address.
+    pub server: Ipv4Addr,
+    /// The server's port.
+    pub server_port: u16,
+    /// What is started for each connection to that port, with the connection as its standard input and output. Words without
+    /// spaces. QEMU may start programs then, which it may not otherwise.
+    pub connect: Vec<String>,
+    /// The port of the guest that can be reached from beside QEMU.
+    pub guest_port: u16,
+    /// The port of the loopback device by which it is reached.
+    pub reached_by: u16,
 }
 
 fn default_machine_type() -> String {
@@ -81,6 +107,7 @@ impl MachineSpec {
             shares: Vec::new(),
             ports: Vec::new(),
             cards: Vec::new(),
+            network: None,
         }
     }
 }

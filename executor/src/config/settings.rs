@@ -95,6 +95,7 @@ pub struct Settings {
     pub vm_cache: Option<PathBuf>,
     pub vm_guest: Option<String>,
     pub vm_images: Option<PathBuf>,
+    pub vm_topology: String,
     /// In bytes.
     pub vm_exchange: u64,
 }
@@ -155,6 +156,7 @@ impl Settings {
             vm_cache: read.path("vm-cache"),
             vm_guest: Some(read.text("vm-guest")).filter(|name| !name.is_empty()),
             vm_images: read.path("vm-images"),
+            vm_topology: read.text("vm-topology"),
             vm_exchange: read.bytes("vm-exchange").unwrap_or(1 << 30),
         }
     }

@@ -463,6 +463,13 @@ pub const SETTINGS: &[Setting] = &[
         "The folder with the images of guests and of their controller; without one it is where `scripts/guest-images` puts it.",
     ),
     setting(
+        "vm-topology",
+        Kind::Choice(&["pair", "direct"]),
+        "\"pair\"",
+        "machines",
+        "Who gives guests their drives: a controller, a second machine beside them, or Samba beside QEMU itself. A build sees no difference.",
+    ),
+    setting(
         "vm-exchange",
         Kind::Size,
         "\"1G\"",

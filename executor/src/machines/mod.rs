@@ -59,6 +59,9 @@ impl Ids {
 /// The hidden subcommand that is the payload of a machine's room.
 pub const SUBCOMMAND: &str = "machine";
 
+/// Its own subcommand that hands a guest's connection to the supervisor.
+pub const CONNECTION: &str = "connection";
+
 /// The agent's file name, beside this program.
 const AGENT: &str = anchorhold_vmm::agent::FILE_NAME;
 
@@ -83,6 +86,8 @@ pub struct Machines {
     pub images: Option<PathBuf>,
     /// The bound of an exchange, in bytes.
     pub exchange: u64,
+    /// Who serves a guest: `pair` or `direct`.
+    pub topology: String,
 }
 
 impl Machines {
@@ -98,6 +103,7 @@ impl Machines {
             guest: settings.vm_guest.clone(),
             images: settings.vm_images.clone(),
             exchange: settings.vm_exchange,
+            topology: settings.vm_topology.clone(),
         }
     }
 

@@ -15,7 +15,7 @@ use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::initramfs::Initramfs;
 use anchorhold_vmm::kernel::Modules;
 use anchorhold_vmm::linux::PrepareError;
-use anchorhold_vmm::pair::job::Job;
+use anchorhold_vmm::pair::job::{Job, Topology};
 use anchorhold_vmm::pair::{self, CONTROLLER_MEMORY, Limits, PairSpec, Side};
 use anchorhold_vmm::profile::{Drive, Profile, System};
 use anchorhold_vmm::shares;
@@ -148,7 +148,8 @@ pub fn in_pair(
         shown.push(Entry::Bind { inside: place, outside, writable: *writable, optional: *optional, noexec: *noexec });
     }
     if !watched.contains(&store) {
-        let what = format!("the guest {} has the store at {}, this one is elsewhere", profile.name, guests_store.display());
+        let what =
+            format!("the guest {} has the store at {}, this one is elsewhere", profile.name, guests_store.display());
         return Err(Failure::new(FailureClass::NoShare, what));
     }
 
@@ -187,6 +188,12 @@ pub fn in_pair(
     let boot = if profile.system == System::Windows { BOOT_OF_WINDOWS } else { BOOT };
     let job = Job {
         pair: spec,
+        topology: match machines.topology.as_str() {
+            "direct" => Topology::Direct {
+                connect: [room::SUPERVISOR, super::SUBCOMMAND, super::CONNECTION].map(str::to_owned).to_vec(),
+            },
+            _ => Topology::Pair,
+        },
         key: in_room(&key),
         known_hosts: in_room(&known_hosts),
         qemu: Some(ground.qemu.clone()),

@@ -18,7 +18,7 @@ pub const RESULT: &str = "/machine/result";
 /// The kernel.
 pub const KERNEL: &str = "/machine/kernel";
 /// This program.
-const SUPERVISOR: &str = "/machine/anchorhold";
+pub const SUPERVISOR: &str = "/machine/anchorhold";
 
 /// The host's programs and libraries: links to `/usr` on today's distributions, directories on older ones.
 pub const HOST_PROGRAMS: [&str; 8] =

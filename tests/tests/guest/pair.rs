@@ -16,7 +16,7 @@ use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::initramfs::Initramfs;
 use anchorhold_vmm::kernel::{Feature, Modules};
 use anchorhold_vmm::linux::End;
-use anchorhold_vmm::pair::job::{self, Job};
+use anchorhold_vmm::pair::job::{self, Job, Topology};
 use anchorhold_vmm::pair::{self, Keys, Limits, Pair, PairRun, PairSpec, Side};
 use anchorhold_vmm::profile::Profile;
 use anchorhold_vmm::qemu::Installed;
@@ -121,6 +121,7 @@ impl World {
         let path = |name: &str| self.images.join(name);
         Job {
             pair: self.spec.clone(),
+            topology: Topology::Pair,
             key: path("key"),
             known_hosts: path("known_hosts"),
             qemu: None,
@@ -213,9 +214,11 @@ fn nobody_is_reached_from_the_wire() {
     let reached = std::net::TcpStream::connect(("127.0.0.1", port));
     assert!(reached.is_ok(), "the host itself reaches it: {reached:?}");
     let mut pair = world.boot().unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
-    let mut addresses = vec!["127.0.0.1".to_owned(), "10.0.2.2".into(), "192.168.0.254".into(), "169.254.169.254".into()];
+    let mut addresses =
+        vec!["127.0.0.1".to_owned(), "10.0.2.2".into(), "192.168.0.254".into(), "169.254.169.254".into()];
     let own = std::process::Command::new("hostname").arg("-I").output().map(|output| output.stdout).unwrap_or_default();
-    addresses.extend(String::from_utf8_lossy(&own).split_whitespace().filter(|one| one.contains('.')).map(str::to_owned));
+    addresses
+        .extend(String::from_utf8_lossy(&own).split_whitespace().filter(|one| one.contains('.')).map(str::to_owned));
     for address in addresses {
         let (end, said) = run(&mut pair, &format!("nc -w 2 {address} {port} < /dev/null"));
         assert_ne!(end, End::Status(0), "{address}: {said}");
@@ -245,12 +248,11 @@ fn a_guest_whose_port_is_open_and_silent_is_told_from_one_that_is_not_there() {
     let Some(mut world) = World::new() else { return };
     let modules = Modules::open(&world.parts.kernel.modules).unwrap();
     let mut start = root_and_network(GUEST);
-    let silent = Command::new("/bin/nc").arguments(["-lk", "-p", "22", "-e", "/bin/sleep", "1000"]);
+    let silent = Command::new("/bin/nc").arguments(["-ll", "-p", "22", "-e", "/bin/sleep", "1000"]);
     let command = Ok(silent.variable("PATH", "/bin"));
     start.push(What::Run(RunRequest { command, user: None, streams: Streams::Together, alone: false }));
     let features = [Feature::Virtio, Feature::Port, Feature::Network, Feature::Disk, Feature::Erofs];
-    let tree =
-        anchorhold_vmm::agent::image(&world.parts.agent, &modules.closure(features).unwrap(), &start).unwrap();
+    let tree = anchorhold_vmm::agent::image(&world.parts.agent, &modules.closure(features).unwrap(), &start).unwrap();
     let initramfs = world.folder.path().join("silent");
     tree.write(&mut BufWriter::new(File::create(&initramfs).unwrap())).unwrap();
     world.spec.guest.initramfs = Some(initramfs);

@@ -10,6 +10,11 @@ use crate::builds::Store;
 
 /// A store whose builds have a pair, where there are images for one.
 fn store() -> Option<Store> {
+    store_with("pair")
+}
+
+/// The same, with guests served in this way.
+fn store_with(topology: &str) -> Option<Store> {
     let named = std::env::var_os("ANCHORHOLD_GUEST_IMAGES").map(std::path::PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/anchorhold/guest-images"));
     let mut places = named.into_iter().chain(home).chain(["/var/cache/anchorhold/guest-images".into()]);
@@ -19,29 +24,105 @@ fn store() -> Option<Store> {
     };
     let mut store = Store::new()?;
     store.feature = "windows-vm";
-    store.settings = vec![("vm-guest", "standin".into()), ("vm-images", images.display().to_string())];
+    store.settings = vec![
+        ("vm-guest", "standin".into()),
+        ("vm-images", images.display().to_string()),
+        ("vm-topology", topology.into()),
+    ];
     Some(store)
 }
 
-#[test]
-fn a_builder_runs_in_the_guest_and_makes_its_output() {
-    let Some(store) = store() else { return };
-    let odd = "a 'b' \"c\" %d $e\nsecond";
-    let script = "echo said; echo complained >&2
-        $b mkdir -p $out/bin; echo \"$odd\" >$out/odd; $b pwd >$out/where; $b hostname >>$out/where
-        $b grep -c ' /nix/store cifs' /proc/mounts >>$out/where
-        echo x >${b%/*}/new 2>/dev/null || echo kept >>$out/where
-        $b cat $textPath >$out/text
-        echo in-build >note; $b cat /xchg/build/note >>$out/where";
-    let output = store.build(script, json!({ "odd": odd, "text": "from a file", "passAsFile": "text" }));
-    let told = String::from_utf8_lossy(&output.stderr);
+/// Two machines under emulation want a processor each: what needs more than one of them is tested when somebody asks for it.
+fn heavy_tests_are_wanted() -> bool {
+    std::env::var_os("ANCHORHOLD_HEAVY_TESTS").is_some()
+}
+
+const ODD: &str = "a 'b' \"c\" %d $e\nsecond";
+
+/// What a builder finds and makes in either topology.
+const SCRIPT: &str = "echo said; echo complained >&2
+    $b mkdir -p $out/bin; echo \"$odd\" >$out/odd; $b pwd >$out/where; $b hostname >>$out/where
+    $b grep -c ' /nix/store cifs' /proc/mounts >>$out/where; $b grep -c ' /xchg cifs' /proc/mounts >>$out/where
+    $b ls /nix/store | $b grep -v ${out##*/} | $b wc -l >>$out/where
+    echo x >${b%/*}/new 2>/dev/null || echo kept >>$out/where
+    $b cat $textPath >$out/text; echo $out >$out/self
+    $b ip addr show eth0 | $b grep -o 'inet [0-9./]*' >>$out/where
+    $b nc 192.168.0.2 445 </dev/null && echo server >>$out/where
+    echo in-build >note; $b cat /xchg/build/note >>$out/where";
+
+fn made(store: &Store) -> (String, std::path::PathBuf) {
+    let output = store.build(SCRIPT, json!({ "odd": ODD, "text": "from a file", "passAsFile": "text" }));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{told}");
-    assert!(told.contains("the guest ‘standin’ beside a controller"), "{told}");
-    let made = store.world.real(String::from_utf8_lossy(&output.stdout).trim());
+    let path = store.world.real(String::from_utf8_lossy(&output.stdout).trim());
+    (told, path)
+}
+
+fn is_as_expected(told: &str, made: &Path) {
+    assert!(told.contains("the guest ‘standin’"), "{told}");
+    assert!(told.contains("made> said") && told.contains("made> complained"), "{told}");
     let read = |name: &str| std::fs::read_to_string(made.join(name)).unwrap();
-    assert_eq!(read("odd"), format!("{odd}\n"));
-    assert_eq!(read("where"), "/xchg/build\nguest\n1\nkept\nin-build\n");
+    assert_eq!(read("odd"), format!("{ODD}\n"));
+    let expected = "/xchg/build\nguest\n1\n1\n1\nkept\ninet 192.168.0.1/24\nserver\nin-build\n";
+    assert_eq!(read("where"), expected);
     assert_eq!(read("text"), "from a file");
     assert!(made.join("bin").is_dir());
+}
+
+#[test]
+fn a_builder_runs_in_the_guest_of_a_pair_and_makes_its_output() {
+    let Some(store) = store() else { return };
+    let (told, made) = made(&store);
+    is_as_expected(&told, &made);
     store.world.is_whole();
+}
+
+#[test]
+fn a_builder_does_not_see_who_serves_its_guest() {
+    if !["/usr/sbin/smbd", "/usr/bin/ssh"].iter().all(|program| Path::new(program).exists()) {
+        return skip("there is no smbd or no ssh here");
+    }
+    let (Some(pair), Some(direct)) = (store(), store_with("direct")) else { return };
+    let (told, by_direct) = made(&direct);
+    is_as_expected(&told, &by_direct);
+    if heavy_tests_are_wanted() {
+        let (_, by_pair) = made(&pair);
+        assert_eq!(by_pair.file_name(), by_direct.file_name());
+        let same = std::process::Command::new("diff").arg("-r").args([&by_pair, &by_direct]).output().unwrap();
+        assert!(same.status.success(), "{same:?}");
+    }
+}
+
+#[test]
+fn a_builder_that_fails_does_so_with_its_own_status_and_one_without_a_status_by_its_class() {
+    if !heavy_tests_are_wanted() {
+        return skip("ANCHORHOLD_HEAVY_TESTS is not set: four pairs of machines take a minute");
+    }
+    let Some(mut store) = store() else { return };
+    let after = "echo hook-after $vmStatus; echo in-room $(echo /xchg/build/*)";
+    let told = store.failure("echo x >file; exit 9", json!({ "postVM": after }));
+    assert!(told.contains("failed with exit code 9") && told.contains("hook-after 9"), "{told}");
+    assert!(told.contains("in-room /xchg/build/file"), "{told}");
+    let told = store.failure("exit 255", json!({}));
+    assert!(told.contains("failed with exit code 255"), "{told}");
+    // Its status is none: neither 0 nor ssh's 255.
+    let told = store.failure("echo made >$out; $b poweroff -f; $b sleep 1000", json!({}));
+    assert!(told.contains("guest: the guest was powered off") && told.contains("(power-off)"), "{told}");
+    // A full exchange is told whatever the builder makes of it.
+    store.settings.push(("vm-exchange", "2M".into()));
+    let script = "$b dd if=/dev/zero of=/xchg/big bs=64k count=100 2>/dev/null; $b rm /xchg/big; echo made >$out";
+    let told = store.failure(script, json!({}));
+    assert!(told.contains("the exchange /xchg ran full") && told.contains("(exchange-full)"), "{told}");
+}
+
+#[test]
+fn a_machine_without_a_guest_does_not_have_the_feature() {
+    let Some(mut store) = store() else { return };
+    let told = store.failure("echo >$out", json!({ "vmImage": "../../etc" }));
+    assert!(told.contains("is no guest's name"), "{told}");
+    let told = store.failure("echo >$out", json!({ "vmImage": "os2" }));
+    assert!(told.contains("(no-image)"), "{told}");
+    store.settings.remove(0);
+    let told = store.failure("echo >$out", json!({}));
+    assert!(told.contains("it requires the feature ‘windows-vm’") && told.contains("vm-guest"), "{told}");
 }

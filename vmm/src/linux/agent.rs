@@ -217,7 +217,8 @@ impl Agent {
 
     /// Hears what a server says; that it has ended, in words.
     fn of_server(&mut self, report: &Report) -> Option<String> {
-        let (Report::Output { number, .. } | Report::Ended { number, .. } | Report::Failed { number, .. }) = report else {
+        let (Report::Output { number, .. } | Report::Ended { number, .. } | Report::Failed { number, .. }) = report
+        else {
             return None;
         };
         let server = self.servers.iter_mut().find(|server| server.number == *number)?;

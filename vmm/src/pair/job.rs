@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Keys, Limits, Pair, PairRun, PairSpec, SSH_FAILED};
+use super::{Direct, Keys, Limits, Pair, PairRun, PairSpec, SSH_FAILED, Standing, standing};
 use crate::exchange::{Command, sh, windows};
 use crate::failure::{Failure, FailureClass};
 use crate::linux::{Done, End};
@@ -28,12 +28,30 @@ pub const CONSOLES: [&str; 2] = ["guest.log", "controller.log"];
 /// The picture of the guest's display when it fails.
 const SCREENSHOT: &str = "guest.png";
 
+/// Who serves the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Topology {
+    /// A controller, on a wire.
+    #[default]
+    Pair,
+    /// Programs beside QEMU: [`Direct`].
+    Direct {
+        /// What QEMU starts for each connection to the server: a program that calls [`super::handover::give`] with the path that is
+        /// appended.
+        connect: Vec<String>,
+    },
+}
+
 /// A pair and what it is to do: plain data, but for the command. Paths are those of the room.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Job {
     /// The machines.
     pub pair: PairSpec,
+    /// Whether both are wanted.
+    #[serde(default)]
+    pub topology: Topology,
     /// The file of the private key.
     pub key: PathBuf,
     /// The file of the guest's host key.
@@ -64,25 +82,28 @@ pub fn run(
 ) -> Result<Done, Failure> {
     let installed = Installed::find(job.qemu.as_deref(), std::env::var_os("PATH").as_deref())?;
     installed.check(&job.pair.guest_machine())?;
-    installed.check(&job.pair.controller_machine())?;
     let begun = Instant::now();
-    let console = |name: &str| Run {
-        console_log: Some(consoles.join(name)),
-        console_limit: job.console_limit,
-        ..Run::default()
-    };
-    let run = PairRun {
-        guest: Run { screenshot: Some(consoles.join(SCREENSHOT)), ..console(CONSOLES[0]) },
-        controller: console(CONSOLES[1]),
-    };
+    let console =
+        |name: &str| Run { console_log: Some(consoles.join(name)), console_limit: job.console_limit, ..Run::default() };
+    let guest = Run { screenshot: Some(consoles.join(SCREENSHOT)), ..console(CONSOLES[0]) };
     let read = |path: &Path| {
-        fs::read(path).map_err(|error| Failure::new(FailureClass::NoKernel, format!("reading {}: {error}", path.display())))
+        let failed = |error| Failure::new(FailureClass::NoImage, format!("reading {}: {error}", path.display()));
+        fs::read(path).map_err(failed)
     };
     let keys = Keys { key: read(&job.key)?, known_hosts: read(&job.known_hosts)? };
-    let mut pair = Pair::boot(&installed, &job.pair, &keys, run, job.limits)?;
+    let mut standing: Box<dyn Standing> = match &job.topology {
+        Topology::Pair => {
+            installed.check(&job.pair.controller_machine())?;
+            let run = PairRun { guest, controller: console(CONSOLES[1]) };
+            Box::new(Pair::boot(&installed, &job.pair, &keys, run, job.limits)?)
+        }
+        Topology::Direct { connect } => {
+            Box::new(Direct::boot(&installed, &job.pair, &keys, guest, job.limits, connect)?)
+        }
+    };
     let ready_after = begun.elapsed();
-    let end = in_standing(&mut pair, job, command, output)?;
-    Ok(Done { end, qemu: pair.machines().1.build().to_owned(), kernel: pair.kernel().to_owned(), ready_after })
+    let end = in_standing(&mut *standing, job, command, output)?;
+    Ok(Done { end, qemu: standing.qemu(), kernel: standing.kernel(), ready_after })
 }
 
 /// Runs `command` in the guest of a pair that stands, however it came to.
@@ -90,7 +111,7 @@ pub fn run(
 /// # Errors
 /// As [`run`].
 pub fn in_standing(
-    pair: &mut Pair,
+    pair: &mut dyn Standing,
     job: &Job,
     command: &Command,
     output: &mut dyn FnMut(bool, &[u8]) -> io::Result<()>,
@@ -105,7 +126,7 @@ pub fn in_standing(
         );
         let _ = output(true, line.as_bytes());
     }
-    pair.mount(&job.pair.store, exchange)?;
+    standing::mount(pair, &job.pair.store, exchange)?;
     let watches = job.watched.iter().map(|directory| Watch::begin(directory)).collect::<Result<Vec<_>, _>>();
     let watches = watches.map_err(|error| full(&error))?;
     let limit = job.limit.map_or(Duration::MAX, Duration::from_millis);
@@ -116,11 +137,13 @@ pub fn in_standing(
         output(false, bytes)
     })?;
     if end == End::Status(SSH_FAILED) && told_status(exchange) != Some(SSH_FAILED) {
-        let words = super::last_line(&String::from_utf8_lossy(&last));
-        let what = format!("ssh ended with its own status {SSH_FAILED} and the guest told none; the last that came was “{words}”");
+        let words = standing::last_line(&String::from_utf8_lossy(&last));
+        let what = format!(
+            "ssh ended with its own status {SSH_FAILED} and the guest told none; the last that came was “{words}”"
+        );
         return Err(pair.guest_failed(FailureClass::SessionLost, &what));
     }
-    let unmounted = pair.unmount();
+    let unmounted = standing::unmount(pair);
     // What ran full is the cause of everything else.
     for watch in watches {
         watch.end().map_err(|error| full(&error))?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::{PATIENCE, Pair};
+use super::{Pair, standing};
 use crate::failure::Failure;
 use crate::linux::End;
 use crate::readiness::Wait;
@@ -15,7 +15,7 @@ impl Pair {
     /// # Errors
     /// All that ends a wait.
     pub fn rest(&mut self) -> Result<(), Failure> {
-        self.must_in_guest("sync", "the guest's disk", PATIENCE)?;
+        standing::must(self, "sync", "writing back the guest's disk")?;
         self.ask(What::Ping, "a sign of life")
     }
 
@@ -27,7 +27,7 @@ impl Pair {
         let nanoseconds = seconds.saturating_mul(1_000_000_000);
         self.ask(What::SetClock { nanoseconds }, "the controller's clock")?;
         let line = self.desk.profile.set_clock(seconds);
-        self.must_in_guest(&line, "the guest's clock", PATIENCE)
+        standing::must(self, &line, "setting the guest's clock")
     }
 
     /// A session in the guest for a person at the controller's console, with the shares mounted; the status that it ended with.

@@ -11,7 +11,9 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::spec::{Boot, Card, Clock, Drive, DriveBus, DriveFormat, MachineSpec, MemoryBacking, Share, ShareKind};
+use crate::spec::{
+    Boot, Card, Clock, Drive, DriveBus, DriveFormat, MachineSpec, MemoryBacking, ServerNetwork, Share, ShareKind,
+};
 
 /// The name of the memory in saved states: another name is another machine.
 const MEMORY: &str = "ram";
@@ -36,8 +38,12 @@ pub struct Wiring {
 pub fn arguments(spec: &MachineSpec, wiring: &Wiring, memory: &MemoryBacking, incoming: bool) -> Vec<OsString> {
     let mut line = Line(Vec::new());
     line.words(["-name", &plain(&spec.name), "-nodefaults", "-no-user-config", "-no-reboot", "-S"]);
-    // What escapes from the emulator starts nothing and becomes nobody else.
-    line.words(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    // What escapes from the emulator starts nothing and becomes nobody else. With a server in its network it must start what
+    // hands over a connection, in a session of its own (setsid(2), one of the privileges): then only the room's own rules
+    // are left, under which no program becomes more than QEMU is.
+    let word = if spec.network.is_some() { "allow" } else { "deny" };
+    let rules = format!("on,obsolete=deny,elevateprivileges={word},spawn={word},resourcecontrol=deny");
+    line.words(["-sandbox", &rules]);
     line.words(["-machine", &format!("{},usb=off,vmport=off,memory-backend={MEMORY}", spec.machine_type)]);
     line.words(["-accel", &spec.accelerator.to_string(), "-cpu", &spec.cpu, "-smp", &spec.cores.to_string()]);
     line.words(["-m", &format!("{}M", spec.memory)]);
@@ -57,6 +63,9 @@ pub fn arguments(spec: &MachineSpec, wiring: &Wiring, memory: &MemoryBacking, in
     spec.drives.iter().enumerate().for_each(|(number, drive)| line.drive(number, drive, spec));
     spec.shares.iter().enumerate().for_each(|(number, share)| line.share(number, share));
     spec.cards.iter().enumerate().for_each(|(number, card)| line.card(number, card, wiring));
+    if let Some(network) = &spec.network {
+        line.network(network);
+    }
     if incoming {
         line.words(["-incoming", "defer"]);
     }
@@ -196,6 +205,21 @@ impl Line {
                 self.words(["-device", &device.to_string()]);
             }
         }
+    }
+
+    fn network(&mut self, network: &ServerNetwork) {
+        let ServerNetwork { guest, server, server_port, guest_port, reached_by, .. } = network;
+        // QEMU wants addresses for itself and its DNS, at which nobody answers (`restrict`).
+        let [a, b, c, _] = server.octets();
+        let netdev = format!(
+            "user,id=network,restrict=on,ipv6=off,net={a}.{b}.{c}.0/24,host={a}.{b}.{c}.254,dns={a}.{b}.{c}.253,\
+             hostfwd=tcp:127.0.0.1:{reached_by}-{guest}:{guest_port},guestfwd=tcp:{server}:{server_port}-cmd:{}",
+            network.connect.join(" ").replace(',', ",,")
+        );
+        let device = json!({
+            "driver": "virtio-net-pci", "netdev": "network", "mac": network.card.as_str(), "romfile": "",
+        });
+        self.words(["-netdev", &netdev, "-device", &device.to_string()]);
     }
 
     fn card(&mut self, number: usize, card: &Card, wiring: &Wiring) {

@@ -24,7 +24,7 @@ use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::initramfs::Initramfs;
 use anchorhold_vmm::kernel::{Feature, Modules};
 use anchorhold_vmm::linux::PrepareError;
-use anchorhold_vmm::pair::job::Job;
+use anchorhold_vmm::pair::job::{Job, Topology};
 use anchorhold_vmm::pair::{self, CONTROLLER_MEMORY, Keys, PairSpec, Side};
 use anchorhold_vmm::profile::{Profile, System};
 use anchorhold_vmm::qemu::Installed;
@@ -417,6 +417,7 @@ impl Stages {
         spec.exchange = exchange.clone();
         let job = Job {
             pair: spec,
+            topology: Topology::Pair,
             key: self.images.join("key"),
             known_hosts: self.images.join("known_hosts"),
             qemu: Some(self.installed.program.clone()),

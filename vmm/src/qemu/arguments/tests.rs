@@ -57,6 +57,24 @@ fn a_machine_with_everything() {
 }
 
 #[test]
+fn a_network_with_one_server_leads_nowhere_else() {
+    let mut spec = MachineSpec::linux("guest", "/k/vmlinux", "/k/initramfs", 256);
+    spec.network = Some(ServerNetwork {
+        card: "52:54:00:00:00:01".into(),
+        guest: [192, 168, 0, 1].into(),
+        server: [192, 168, 0, 2].into(),
+        server_port: 445,
+        connect: vec!["/machine/a,b".into(), "connect".into()],
+        guest_port: 22,
+        reached_by: 2222,
+    });
+    let text = golden(&spec, &MemoryBacking::Anonymous, false);
+    assert!(text.contains("-netdev user,id=network,restrict=on,ipv6=off,net=192.168.0.0/24,"), "{text}");
+    assert!(text.contains("guestfwd=tcp:192.168.0.2:445-cmd:/machine/a,,b connect\n"), "{text}");
+    assert!(text.contains("elevateprivileges=allow,spawn=allow"), "{text}");
+}
+
+#[test]
 fn a_machine_that_is_revived() {
     let mut spec = MachineSpec::linux("guest", "/k/vmlinux", "/k/initramfs", 256);
     spec.shares =

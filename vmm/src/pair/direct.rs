@@ -1,0 +1,409 @@
+//! A guest without a controller: Samba and ssh run beside QEMU, in the same room, and QEMU's own network leads to nothing but
+//! these two. The guest sees the server at the same address as ever.
+
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anchorhold_sandbox::sys::tied;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::{Keys, Limits, PairSpec, Standing, account, handover, standing};
+use crate::controller::{self, ADDRESS, GUEST_MAC, KEY, KNOWN_HOSTS, SMB_PORT};
+use crate::failure::{Failure, FailureClass};
+use crate::linux::End;
+use crate::machine::{Event, Machine, Run};
+use crate::profile::Profile;
+use crate::qemu::Installed;
+use crate::readiness::{Wait, Watch};
+use crate::shares;
+use crate::shares::samba::{Account, Samba, Share};
+use crate::spec::ServerNetwork;
+
+/// The port of the loopback device by which the guest's SSH server is reached. The room's network has nobody else in it.
+const REACHED_BY: u16 = 2222;
+/// How long one connection to the guest's SSH server may say nothing before another is tried.
+const SILENT: Duration = Duration::from_secs(5);
+/// How long a port that refused is left alone: nothing tells when it opens.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Samba's log, as it calls it.
+const LOG: &str = "log.smbd";
+/// The programs, with the packages that have them.
+const SMBD: (&str, &str) = ("smbd", "samba");
+const SSH: (&str, &str) = ("ssh", "openssh-client");
+
+/// A guest that stands, served from here. It is killed when this is dropped.
+#[derive(Debug)]
+pub struct Direct {
+    guest: Machine,
+    profile: Profile,
+    account: Account,
+    /// What the guest's drives show.
+    directories: Vec<(String, PathBuf)>,
+    keys: Keys,
+    ssh: PathBuf,
+    /// All files of ours: keys, Samba's, the sockets.
+    folder: tempfile::TempDir,
+    _server: Server,
+}
+
+impl Direct {
+    /// Starts the guest, up to where a login is possible. `connect` is what QEMU starts for each connection; the path of a socket
+    /// is appended, to which it must hand the connection over ([`handover::give`]).
+    ///
+    /// # Errors
+    /// A [`Failure`] of the guest or of SSH; a program that is not there.
+    pub fn boot(
+        installed: &Installed,
+        spec: &PairSpec,
+        keys: &Keys,
+        run: Run,
+        limits: Limits,
+        connect: &[String],
+    ) -> Result<Self, Failure> {
+        let (smbd, ssh) = (find(SMBD)?, find(SSH)?);
+        let failed =
+            |error: io::Error| Failure::new(FailureClass::NoShare, format!("making the server's files: {error}"));
+        let folder = tempfile::tempdir().map_err(failed)?;
+        let socket = folder.path().join("connections");
+        let samba = Samba { folder: folder.path().join("samba"), account: account()?, shares: Vec::new() };
+        let server = Server::start(&socket, smbd, samba.configuration(), folder.path().to_owned()).map_err(failed)?;
+        let mut machine = spec.guest_machine();
+        machine.cards.clear();
+        machine.network = Some(ServerNetwork {
+            card: GUEST_MAC.to_owned(),
+            guest: spec.profile.reach.address,
+            server: ADDRESS,
+            server_port: SMB_PORT,
+            connect: connect.iter().cloned().chain([socket.display().to_string()]).collect(),
+            guest_port: spec.profile.reach.port,
+            reached_by: REACHED_BY,
+        });
+        let mut guest = Machine::start(installed, &machine, run)?;
+        guest.go()?;
+        let directories = vec![
+            (shares::STORE_SHARE.to_owned(), spec.store.clone()),
+            (shares::EXCHANGE.to_owned(), spec.exchange.clone()),
+        ];
+        let mut direct = Self {
+            guest,
+            profile: spec.profile.clone(),
+            account: samba.account,
+            directories,
+            keys: keys.clone(),
+            ssh,
+            folder,
+            _server: server,
+        };
+        direct.write_keys().map_err(failed)?;
+        let wait = Wait::new("the guest's SSH server", limits.boot).unless_stalled(limits.stall, spec.accelerator);
+        direct.await_banner(&wait)?;
+        standing::log_in(&mut direct)?;
+        Ok(direct)
+    }
+
+    fn write_keys(&self) -> io::Result<()> {
+        for (name, content) in [(KEY, &self.keys.key), (KNOWN_HOSTS, &self.keys.known_hosts)] {
+            write(&self.folder.path().join(name), content)?;
+        }
+        Ok(())
+    }
+
+    /// Until the guest's port says what is expected.
+    fn await_banner(&mut self, wait: &Wait) -> Result<(), Failure> {
+        let mut watch = Watch::new(&self.guest, wait);
+        let expected = self.profile.reach.banner.clone().into_bytes();
+        let mut tried = Try::Not(Instant::now());
+        let mut is_silent = false;
+        loop {
+            let mut until = watch.next_look();
+            tried = match tried {
+                Try::Not(from) if Instant::now() < from => {
+                    until = until.min(from);
+                    Try::Not(from)
+                }
+                Try::Not(_) => match TcpStream::connect((Ipv4Addr::LOCALHOST, REACHED_BY)) {
+                    Ok(stream) if stream.set_nonblocking(true).is_ok() => Try::Open(stream, Vec::new(), Instant::now()),
+                    _ => Try::Not(Instant::now() + AGAIN),
+                },
+                Try::Open(mut stream, mut said, since) => {
+                    let mut piece = [0; 256];
+                    match stream.read(&mut piece) {
+                        // QEMU takes the connection before the guest does, and hangs up when that does not.
+                        Ok(0) => Try::Not(Instant::now() + AGAIN),
+                        Ok(length) => {
+                            said.extend(&piece[..length]);
+                            if said.starts_with(&expected) {
+                                return Ok(());
+                            }
+                            if !expected.starts_with(&said) {
+                                let what = format!("its SSH port says {:?}", String::from_utf8_lossy(&said));
+                                return Err(watch.fail(&mut self.guest, FailureClass::SshSilent, &what));
+                            }
+                            Try::Open(stream, said, since)
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            if since.elapsed() > SILENT {
+                                is_silent = true;
+                                Try::Not(Instant::now())
+                            } else {
+                                until = until.min(since + SILENT);
+                                Try::Open(stream, said, since)
+                            }
+                        }
+                        Err(_) => Try::Not(Instant::now() + AGAIN),
+                    }
+                }
+            };
+            let others = match &tried {
+                Try::Open(stream, ..) => vec![stream.as_fd()],
+                Try::Not(_) => Vec::new(),
+            };
+            let event = self.guest.next_or(until, &others)?;
+            watch.see(&mut self.guest, &event.unwrap_or(Event::Nothing)).map_err(|failure| match failure.class {
+                FailureClass::Deadline if is_silent => Failure { class: FailureClass::SshSilent, ..failure },
+                _ => failure,
+            })?;
+        }
+    }
+
+    fn samba(&self) -> Samba {
+        let shares = self.profile.drives.iter().filter_map(|drive| {
+            let (_, path) = self.directories.iter().find(|(share, _)| *share == drive.share)?;
+            Some(Share { name: drive.share.clone(), path: path.clone(), read_only: drive.read_only })
+        });
+        Samba { folder: self.folder.path().join("samba"), account: self.account.clone(), shares: shares.collect() }
+    }
+}
+
+/// A connection to the guest's SSH server.
+enum Try {
+    /// None, and none before this.
+    Not(Instant),
+    /// What it has said, and since when it is open.
+    Open(TcpStream, Vec<u8>, Instant),
+}
+
+impl Standing for Direct {
+    fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    fn account(&self) -> &Account {
+        &self.account
+    }
+
+    fn qemu(&self) -> String {
+        self.guest.build().to_owned()
+    }
+
+    fn kernel(&self) -> String {
+        String::new()
+    }
+
+    fn open_shares(&mut self) -> Result<(), Failure> {
+        self.account = account()?;
+        let samba = self.samba();
+        let files = samba.files().map_err(|error| super::samba(&error))?;
+        let made = || -> io::Result<()> {
+            for directory in samba.directories() {
+                std::fs::create_dir_all(&directory)?;
+                std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
+            }
+            files.iter().try_for_each(|file| write(&file.path, &file.content))
+        };
+        made().map_err(|error| Failure::new(FailureClass::NoShare, format!("writing Samba's files: {error}")))
+    }
+
+    fn close_shares(&mut self) -> Result<(), Failure> {
+        // The directories are the host's own: what Samba wrote is in them.
+        Ok(())
+    }
+
+    fn run(
+        &mut self,
+        line: &str,
+        wait: &Wait,
+        output: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<End, Failure> {
+        let mut watch = Watch::new(&self.guest, wait);
+        let arguments =
+            controller::ssh(&self.profile.reach, self.folder.path(), (Ipv4Addr::LOCALHOST, REACHED_BY), line);
+        let mut session = match Session::start(&self.ssh, &arguments) {
+            Ok(session) => session,
+            Err(error) => return Ok(End::NotStarted(format!("{}: {error}", self.ssh.display()))),
+        };
+        loop {
+            // First what was said, and then that it has ended.
+            let exit = session.exit();
+            let unwanted = session.take(output);
+            if let Err(error) = unwanted {
+                let what = format!("nobody takes the command's output: {error}");
+                return Err(watch.fail(&mut self.guest, FailureClass::NoStatus, &what));
+            }
+            if let Some(end) = exit {
+                return Ok(end);
+            }
+            let mut others = vec![session.pidfd.as_fd()];
+            if session.is_open {
+                others.push(session.output.as_fd());
+            }
+            let event = self.guest.next_or(watch.next_look(), &others)?;
+            watch.see(&mut self.guest, &event.unwrap_or(Event::Nothing))?;
+        }
+    }
+
+    fn guest_failed(&mut self, class: FailureClass, what: &str) -> Failure {
+        let log = match class {
+            FailureClass::NoShare => std::fs::read(self.folder.path().join(LOG)).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        match String::from_utf8_lossy(&log).trim().lines().next_back() {
+            Some(line) => self.guest.fail(class, format!("{what}; Samba last said “{}”", line.trim().escape_debug())),
+            None => self.guest.fail(class, what),
+        }
+    }
+}
+
+/// An ssh that runs. It is killed when this is dropped.
+struct Session {
+    child: Child,
+    pidfd: OwnedFd,
+    output: OwnedFd,
+    is_open: bool,
+}
+
+impl Session {
+    fn start(program: &Path, arguments: &[std::ffi::OsString]) -> io::Result<Self> {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK)?;
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().env("PATH", "/bin:/usr/bin").env("HOME", "/tmp");
+        command.stdin(Stdio::null()).stdout(write.try_clone()?).stderr(write);
+        tied::tie(&mut command, Vec::new());
+        let mut child = command.spawn()?;
+        drop(command);
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).inspect_err(|_| {
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
+        Ok(Self { child, pidfd, output: read, is_open: true })
+    }
+
+    fn exit(&mut self) -> Option<End> {
+        use std::os::unix::process::ExitStatusExt;
+        let status = self.child.try_wait().ok().flatten()?;
+        Some(match (status.code(), status.signal()) {
+            (Some(code), _) => End::Status(u8::try_from(code).unwrap_or(super::SSH_FAILED)),
+            (None, signal) => End::Signal(signal.unwrap_or_default().unsigned_abs()),
+        })
+    }
+
+    /// Takes what there is.
+    fn take(&mut self, output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut piece = [0; 65536];
+        while self.is_open {
+            match rustix::io::read(&self.output, &mut piece) {
+                Ok(0) => self.is_open = false,
+                Ok(length) => output(&piece[..length])?,
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts a Samba for each connection that is handed over. All go when this is dropped.
+#[derive(Debug)]
+struct Server {
+    stop: Option<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(socket: &Path, smbd: PathBuf, configuration: PathBuf, logs: PathBuf) -> io::Result<Self> {
+        let listener = UnixListener::bind(socket)?;
+        let (stopped, stop) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let thread = std::thread::spawn(move || {
+            let mut children: Vec<Child> = Vec::new();
+            loop {
+                let mut fds = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&stopped, PollFlags::IN)];
+                match poll(&mut fds, None) {
+                    Ok(_) => {}
+                    Err(rustix::io::Errno::INTR) => continue,
+                    Err(_) => break,
+                }
+                if !fds[1].revents().is_empty() {
+                    break;
+                }
+                children.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+                // What fails here is a connection that hangs up, of which the guest tells.
+                let taken = listener.accept().and_then(|(stream, _)| handover::take(&stream));
+                let started = taken.and_then(|connection| one(&smbd, &configuration, &logs, connection));
+                match started {
+                    Ok(child) => children.push(child),
+                    Err(error) => eprintln!("anchorhold: serving a connection of the guest: {error}"),
+                }
+            }
+            for mut child in children {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        });
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+/// A Samba for one connection, as inetd(8) would start it.
+fn one(smbd: &Path, configuration: &Path, logs: &Path, connection: OwnedFd) -> io::Result<Child> {
+    let mut command = Command::new(smbd);
+    command.arg("--configfile").arg(configuration).arg("--log-basename").arg(logs);
+    // At its end it ends its whole process group.
+    command.process_group(0);
+    command.env_clear().env("PATH", "/bin:/usr/bin:/usr/sbin");
+    command.stdin(connection).stdout(Stdio::null()).stderr(Stdio::null());
+    tied::tie(&mut command, Vec::new());
+    command.spawn()
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    io::Write::write_all(&mut file, content)
+}
+
+/// A program of the room, where an ordinary user's path does not lead too.
+fn find((program, package): (&str, &str)) -> Result<PathBuf, Failure> {
+    let folders = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"];
+    let found = folders.iter().map(|folder| Path::new(folder).join(program)).find(|path| path.is_file());
+    found.ok_or_else(|| {
+        let what =
+            format!("there is no {program} here, of the package {package}, which a guest without a controller needs");
+        Failure::new(FailureClass::NoImage, what)
+    })
+}

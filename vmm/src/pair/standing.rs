@@ -1,0 +1,278 @@
+//! A guest that stands and can be logged into, whoever serves it: what a build needs of it, the same for all topologies.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use super::SSH_FAILED;
+use crate::controller;
+use crate::failure::{Failure, FailureClass};
+use crate::linux::End;
+use crate::profile::{Drive, Language, Profile};
+use crate::readiness::Wait;
+use crate::shares;
+use crate::shares::samba::Account;
+
+/// How long a line may take that has nothing to wait for: on a host that is overloaded.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How much longer than ssh's own deadline a login may take.
+const GRACE: Duration = Duration::from_secs(20);
+/// What a guest's shell says before each of several lines.
+const AT: &str = "anchorhold-at-";
+/// How much of what a line in the guest says is kept for whoever asks why it failed, in bytes.
+const KEPT_WORDS: usize = 8 << 10;
+
+/// A guest at [`Profile::reach`]'s address, its SSH session open, and a server at [`controller::ADDRESS`] that can give it drives.
+pub trait Standing {
+    /// What kind of guest it is.
+    fn profile(&self) -> &Profile;
+
+    /// As whom its drives are mounted: since the last [`Standing::open_shares`].
+    fn account(&self) -> &Account;
+
+    /// The build of QEMU.
+    fn qemu(&self) -> String;
+
+    /// The release of our own kernel in it, where there is one that has told it.
+    fn kernel(&self) -> String;
+
+    /// Serves the directories, to a new account.
+    ///
+    /// # Errors
+    /// [`FailureClass::NoShare`].
+    fn open_shares(&mut self) -> Result<(), Failure>;
+
+    /// Serves them no more: all that was written is on the host then.
+    ///
+    /// # Errors
+    /// [`FailureClass::NoShare`].
+    fn close_shares(&mut self) -> Result<(), Failure>;
+
+    /// Runs a line in the guest over the session. Its output goes to `output`.
+    ///
+    /// # Errors
+    /// All that ends a wait. A status of 255 may be ssh's own: see [`super::job`].
+    fn run(&mut self, line: &str, wait: &Wait, output: &mut dyn FnMut(&[u8]) -> io::Result<()>)
+    -> Result<End, Failure>;
+
+    /// A failure that is the guest's, with what was seen of it.
+    fn guest_failed(&mut self, class: FailureClass, what: &str) -> Failure;
+}
+
+/// The first login, which opens the session.
+pub(super) fn log_in(standing: &mut dyn Standing) -> Result<(), Failure> {
+    let limit = standing.profile().login_limit();
+    let said = say(standing, "exit 0", &Wait::new("the first login", limit + GRACE))?;
+    let class = match said.end {
+        End::Status(0) => return Ok(()),
+        _ if said.words.contains("Host key verification failed") || said.words.contains("HOST IDENTIFICATION") => {
+            FailureClass::WrongKey
+        }
+        _ => FailureClass::NoLogin,
+    };
+    let what = format!("logging into the guest failed ({}): {}", in_words(&said.end), last_line(&said.words));
+    Err(standing.guest_failed(class, &what))
+}
+
+/// Gives the guest its drives, and tries each. `store` and `exchange` are the directories behind two of them, as this process
+/// sees them.
+pub(super) fn mount(standing: &mut dyn Standing, store: &Path, exchange: &Path) -> Result<(), Failure> {
+    standing.open_shares()?;
+    let nonce = format!("probe-{}", std::process::id());
+    let probe = exchange.join(&nonce);
+    let io = |doing: &str| {
+        let what = format!("{doing} {}", probe.display());
+        move |error: io::Error| Failure::new(FailureClass::NoShare, format!("{what}: {error}"))
+    };
+    std::fs::write(&probe, b"").map_err(io("writing"))?;
+    let in_store = std::fs::read_dir(store).ok().and_then(|mut entries| entries.next()?.ok());
+    let in_store = in_store.and_then(|entry| entry.file_name().into_string().ok());
+    let profile = standing.profile().clone();
+    let mut lines = Vec::new();
+    for drive in &profile.drives {
+        let line = profile.mount(drive, controller::ADDRESS, standing.account());
+        let name = format!("{} ({})", drive.letter, drive.share);
+        lines.push((format!("mounting the drive {name}"), line));
+        let file = match drive.share.as_str() {
+            shares::EXCHANGE => Some(&nonce),
+            shares::STORE_SHARE => in_store.as_ref(),
+            _ => None,
+        };
+        if let Some(file) = file {
+            lines.push((format!("reading from the drive {name}"), profile.probe(drive, file)));
+        }
+    }
+    must_all(standing, &lines)?;
+    std::fs::remove_file(&probe).map_err(io("removing"))
+}
+
+/// Takes the drives away: all that was written is on the host then.
+pub(super) fn unmount(standing: &mut dyn Standing) -> Result<(), Failure> {
+    let profile = standing.profile().clone();
+    let taking = |drive: &Drive| format!("taking away the drive {} ({})", drive.letter, drive.share);
+    let lines: Vec<_> = profile.drives.iter().map(|drive| (taking(drive), profile.unmount(drive))).collect();
+    must_all(standing, &lines)?;
+    standing.close_shares()
+}
+
+/// What a line in the guest came to.
+struct Said {
+    end: End,
+    words: String,
+}
+
+fn say(standing: &mut dyn Standing, line: &str, wait: &Wait) -> Result<Said, Failure> {
+    let mut said = Vec::new();
+    let end = standing.run(line, wait, &mut |bytes| {
+        let room = KEPT_WORDS.saturating_sub(said.len());
+        said.extend(&bytes[..bytes.len().min(room)]);
+        Ok(())
+    })?;
+    Ok(Said { end, words: String::from_utf8_lossy(&said).into_owned() })
+}
+
+/// A line that must succeed, and what it is for.
+pub(super) fn must(standing: &mut dyn Standing, line: &str, doing: &str) -> Result<(), Failure> {
+    must_all(standing, &[(doing.to_owned(), line.to_owned())])
+}
+
+/// Lines of which each must succeed, each behind what it is for. A login takes longer than most of them do, so that a guest's
+/// shell gets all at once where it can say which one it is at.
+fn must_all(standing: &mut dyn Standing, lines: &[(String, String)]) -> Result<(), Failure> {
+    if standing.profile().shell.kind != Language::Sh {
+        for (doing, line) in lines {
+            let said = say(standing, line, &Wait::new(format!("the end of {doing}"), PATIENCE))?;
+            if said.end != End::Status(0) {
+                return Err(failed(standing, doing, &said));
+            }
+        }
+        return Ok(());
+    }
+    let all: Vec<String> =
+        lines.iter().enumerate().map(|(number, (_, line))| format!("echo {AT}{number}; ( {line} )")).collect();
+    // Some programs end with what is ssh's own.
+    let all = format!("( {} ); s=$?; test $s != {SSH_FAILED} || s=254; exit $s", all.join(" && "));
+    let doing = lines.first().map_or("nothing", |(doing, _)| doing.as_str());
+    let said = say(standing, &all, &Wait::new(format!("the end of {doing}"), PATIENCE))?;
+    if said.end == End::Status(0) {
+        return Ok(());
+    }
+    let at = said.words.lines().rev().find_map(|line| line.strip_prefix(AT)?.trim().parse::<usize>().ok());
+    let doing = at.and_then(|at| lines.get(at)).map_or(doing, |(doing, _)| doing.as_str());
+    let words: Vec<&str> = said.words.lines().filter(|line| !line.starts_with(AT)).collect();
+    Err(failed(standing, doing, &Said { end: said.end, words: words.join("\n") }))
+}
+
+fn failed(standing: &mut dyn Standing, doing: &str, said: &Said) -> Failure {
+    let class = if said.end == End::Status(SSH_FAILED) { FailureClass::SessionLost } else { FailureClass::NoShare };
+    // The line itself has a password in it.
+    let words = said.words.replace(standing.account().password(), "…");
+    let what = format!("{doing} failed ({}): {}", in_words(&said.end), last_line(&words));
+    standing.guest_failed(class, &what)
+}
+
+pub(super) fn last_line(words: &str) -> String {
+    let line = words.trim().lines().next_back().unwrap_or("it said nothing");
+    line.escape_debug().take(300).collect()
+}
+
+fn in_words(end: &End) -> String {
+    match end {
+        End::Status(status) => format!("status {status}"),
+        End::Signal(signal) => format!("signal {signal}"),
+        End::NotStarted(why) => why.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A guest that answers each line by what is next in its list.
+    struct Scripted {
+        profile: Profile,
+        account: Account,
+        answers: Vec<(u8, String)>,
+        lines: Vec<String>,
+    }
+
+    impl Standing for Scripted {
+        fn profile(&self) -> &Profile {
+            &self.profile
+        }
+        fn account(&self) -> &Account {
+            &self.account
+        }
+        fn qemu(&self) -> String {
+            String::new()
+        }
+        fn kernel(&self) -> String {
+            String::new()
+        }
+        fn open_shares(&mut self) -> Result<(), Failure> {
+            Ok(())
+        }
+        fn close_shares(&mut self) -> Result<(), Failure> {
+            Ok(())
+        }
+        fn run(
+            &mut self,
+            line: &str,
+            _: &Wait,
+            output: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        ) -> Result<End, Failure> {
+            self.lines.push(line.to_owned());
+            let (status, words) = self.answers.remove(0);
+            output(words.as_bytes()).unwrap();
+            Ok(End::Status(status))
+        }
+        fn guest_failed(&mut self, class: FailureClass, what: &str) -> Failure {
+            Failure::new(class, what)
+        }
+    }
+
+    fn scripted(answers: &[(u8, &str)]) -> Scripted {
+        Scripted {
+            profile: Profile::built_in("standin").unwrap(),
+            account: Account::new("nixbld").unwrap(),
+            answers: answers.iter().map(|(status, words)| (*status, (*words).to_owned())).collect(),
+            lines: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_login_that_fails_is_told_by_its_cause() {
+        let class = |status, words| log_in(&mut scripted(&[(status, words)])).map_err(|failure| failure.class);
+        assert_eq!(class(0, ""), Ok(()));
+        assert_eq!(class(255, "Host key verification failed.\r\n"), Err(FailureClass::WrongKey));
+        assert_eq!(class(255, "root@192.168.0.1: Permission denied (publickey)."), Err(FailureClass::NoLogin));
+        assert_eq!(class(1, "This account is currently not available."), Err(FailureClass::NoLogin));
+    }
+
+    #[test]
+    fn a_drive_that_cannot_be_had_is_named_and_its_password_is_not() {
+        let place = tempfile::tempdir().unwrap();
+        let mut guest = scripted(&[(2, "")]);
+        guest.answers[0].1 =
+            format!("{AT}0\n{AT}1\nmount: bad option password={}\n", guest.account.password());
+        let failure = mount(&mut guest, &place.path().join("none"), place.path()).unwrap_err();
+        assert_eq!(failure.class, FailureClass::NoShare);
+        assert!(failure.what.starts_with("mounting the drive X: (xchg) failed (status 2): "), "{}", failure.what);
+        assert!(!failure.what.contains(guest.account.password()), "{}", failure.what);
+        // With ssh's own status nothing is known of the drive.
+        let mut guest = scripted(&[(255, "Timeout, server 192.168.0.1 not responding.")]);
+        let failure = mount(&mut guest, Path::new("/none"), place.path()).unwrap_err();
+        assert_eq!(failure.class, FailureClass::SessionLost);
+    }
+
+    #[test]
+    fn every_drive_is_tried_by_a_file_of_its_own() {
+        let (store, exchange) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::write(store.path().join("abc-in-1.0"), "").unwrap();
+        let mut guest = scripted(&[(0, "")]);
+        mount(&mut guest, store.path(), exchange.path()).unwrap();
+        assert!(guest.lines[0].contains("( test -r '/nix/store/abc-in-1.0' )"), "{:?}", guest.lines);
+        assert!(guest.lines[0].contains("( test -r '/xchg/probe-"), "{:?}", guest.lines);
+        assert_eq!(std::fs::read_dir(exchange.path()).unwrap().count(), 0, "the probe is gone");
+    }
+}
