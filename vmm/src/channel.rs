@@ -29,6 +29,16 @@ impl Channel {
         Ok((Self { socket: ours, outgoing: VecDeque::new(), is_open: true }, theirs.into()))
     }
 
+    /// Our end of a stream that somebody else made.
+    pub fn of(socket: UnixStream) -> Self {
+        Self { socket, outgoing: VecDeque::new(), is_open: true }
+    }
+
+    /// How many bytes wait for room.
+    pub fn waiting(&self) -> usize {
+        self.outgoing.len()
+    }
+
     /// Whether the other side may still say something.
     pub fn is_open(&self) -> bool {
         self.is_open

@@ -11,8 +11,9 @@
 //! * [`readiness`] waits for events with deadlines, and says why something did not come.
 //! * [`failure`] is the table of everything that goes wrong.
 //! * [`linux`] is the Linux machine: a kernel, an agent, directories of the host, one program.
+//! * [`memory`] saves a machine, and revives it many times; [`stages`] keeps what takes long: installed disks, saved pairs.
+//! * [`visitors`] are people who look at a machine while it runs.
 //! * [`pair`] is a guest that is reached by the network, and the controller beside it.
-//! * [`memory`] saves a machine, and revives it many times.
 //! * [`accelerator`] chooses between KVM and emulation; [`kernel`], [`initramfs`] and [`agent`] are what a guest boots from.
 //! * [`profile`] describes guests as data; [`exchange`], [`shares`] and [`wire`] are what passes between them, and [`report`] what they say.
 //!
@@ -25,6 +26,7 @@ pub mod agent;
 pub mod channel;
 pub mod console;
 pub mod controller;
+pub mod disk;
 pub mod encoding;
 pub mod exchange;
 pub mod failure;
@@ -43,4 +45,6 @@ pub mod readiness;
 pub mod report;
 pub mod shares;
 pub mod spec;
+pub mod stages;
+pub mod visitors;
 pub mod wire;

@@ -21,6 +21,7 @@ use crate::process::{Exit, Process, Usage};
 use crate::qemu::{Installed, Wiring, arguments};
 use crate::qmp::{self, Message, Qmp, QmpError};
 use crate::spec::{Boot, MachineSpec, MemoryBacking};
+use crate::visitors::{Visitors, Wish};
 
 /// How long QEMU may take to answer its control socket: long, for hosts that are overloaded.
 pub const CONTROL_PATIENCE: Duration = Duration::from_secs(60);
@@ -45,6 +46,8 @@ pub struct Run {
     pub screenshot: Option<PathBuf>,
     /// How long QEMU may take to answer its control socket.
     pub control_patience: Duration,
+    /// People who come to look at it while it runs.
+    pub visitors: Option<Visitors>,
 }
 
 impl Default for Run {
@@ -57,6 +60,7 @@ impl Default for Run {
             console_limit: 64 << 20,
             screenshot: None,
             control_patience: CONTROL_PATIENCE,
+            visitors: None,
         }
     }
 }
@@ -99,6 +103,7 @@ pub struct Machine {
     has_display: bool,
     screenshot: Option<PathBuf>,
     patience: Duration,
+    visitors: Option<Visitors>,
 }
 
 impl Machine {
@@ -163,6 +168,7 @@ impl Machine {
             has_display: spec.display,
             screenshot: run.screenshot,
             patience: run.control_patience,
+            visitors: run.visitors,
         };
         machine.greet()?;
         Ok(machine)
@@ -298,6 +304,7 @@ impl Machine {
         }
         let channels = std::iter::once(&self.line).chain(self.ports.iter().map(|(_, channel)| channel));
         all.extend(channels.filter(|channel| channel.is_open()).map(AsFd::as_fd));
+        all.extend(self.visitors.iter().flat_map(Visitors::descriptors));
         all
     }
 
@@ -377,6 +384,9 @@ impl Machine {
         for channel in channels.filter(|channel| channel.is_open()) {
             fds.push(PollFd::new(channel, wanted(channel.has_outgoing())));
         }
+        if let Some(visitors) = &self.visitors {
+            fds.extend(visitors.descriptors().map(|visitor| PollFd::from_borrowed_fd(visitor, PollFlags::IN)));
+        }
         let first_other = fds.len();
         fds.extend(others.iter().map(|other| PollFd::from_borrowed_fd(*other, PollFlags::IN)));
         let left = until.saturating_duration_since(Instant::now());
@@ -415,6 +425,7 @@ impl Machine {
             machine.fail(FailureClass::QemuFailed, format!("its console or a port: {error}"))
         };
         let mut found = !messages.is_empty();
+        self.hear_visitors().map_err(|error| failed(self, error))?;
         let flushed = self.qmp.flush().and_then(|()| self.line.flush());
         flushed.map_err(|error| failed(self, error))?;
         for number in 0..self.ports.len() {
@@ -431,6 +442,9 @@ impl Machine {
             found = true;
             self.received += bytes.len() as u64;
             let lines = self.console.take(&bytes).map_err(|error| failed(self, error))?;
+            if let Some(visitors) = &mut self.visitors {
+                visitors.tell(&bytes);
+            }
             if !self.console.is_flooded() {
                 self.queue.push_back(Event::Console(bytes));
             } else if !self.is_flood_told {
@@ -445,7 +459,35 @@ impl Machine {
         Ok(found)
     }
 
+    /// Does what visitors want.
+    fn hear_visitors(&mut self) -> io::Result<()> {
+        let Some(visitors) = &mut self.visitors else { return Ok(()) };
+        for wish in visitors.listen() {
+            match wish {
+                Wish::Type(bytes) => self.line.send(&bytes)?,
+                Wish::Picture(visitor, file) => {
+                    // Nobody waits for it: the answer is passed on when it comes.
+                    if let Ok(answer) = self.qmp.send("screendump", &qmp::screendump(&file), None) {
+                        visitors.promise(visitor, answer, file);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn take_message(&mut self, message: Message) {
+        if let (Message::Answer { id: Some(id), .. } | Message::Refusal { id: Some(id), .. }, Some(visitors)) =
+            (&message, &mut self.visitors)
+        {
+            let refusal = match &message {
+                Message::Refusal { description, .. } => Some(description.as_str()),
+                _ => None,
+            };
+            if visitors.answered(*id, refusal) {
+                return;
+            }
+        }
         match message {
             Message::Greeting(greeting) => self.build = greeting.build,
             Message::Answer { id: Some(id), value } => drop(self.answers.insert(id, Ok(value))),

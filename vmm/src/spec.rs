@@ -162,6 +162,25 @@ pub struct Drive {
     pub bus: DriveBus,
 }
 
+impl Drive {
+    /// A virtio disk that a guest may only read, byte for byte what is in the file.
+    pub fn read_only(serial: &str, image: impl Into<PathBuf>) -> Self {
+        Self {
+            serial: serial.to_owned(),
+            image: image.into(),
+            base: None,
+            format: DriveFormat::Raw,
+            read_only: true,
+            bus: DriveBus::Virtio,
+        }
+    }
+
+    /// A virtio disk that a guest writes; `base` is what it is a fresh overlay of.
+    pub fn written(serial: &str, image: impl Into<PathBuf>, base: Option<PathBuf>) -> Self {
+        Self { format: DriveFormat::Qcow2, read_only: false, base, ..Self::read_only(serial, image) }
+    }
+}
+
 /// How an image is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -15,6 +15,7 @@ mod policy;
 mod room_options;
 mod run;
 mod shell;
+mod stage;
 mod store;
 mod store_root;
 mod store_server;
@@ -36,7 +37,7 @@ struct Subcommand {
 }
 
 /// All of them, in the order of `--help`.
-const SUBCOMMANDS: [Subcommand; 16] = [
+const SUBCOMMANDS: [Subcommand; 17] = [
     build::SUBCOMMAND,
     shell::SUBCOMMAND,
     attach::SUBCOMMAND,
@@ -53,6 +54,7 @@ const SUBCOMMANDS: [Subcommand; 16] = [
     completion::SUBCOMMAND,
     launch::SUBCOMMAND,
     machine::SUBCOMMAND,
+    stage::SUBCOMMAND,
 ];
 
 /// The whole command line.

@@ -1,5 +1,8 @@
 //! `anchorhold vm`: virtual machines for people.
 
+mod stages;
+mod visit;
+
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -30,6 +33,26 @@ fn vm() -> Command {
         .subcommand(command::<RunOptions>(
             "run",
             "Run a command in a Linux machine of its own, and give its exit status",
+        ))
+        .subcommand(command::<stages::ListOptions>(
+            "list",
+            "List the stages of guests that are kept, and the machines that run",
+        ))
+        .subcommand(command::<stages::MakeOptions>("install", "Install a guest on a blank disk, from its media"))
+        .subcommand(command::<stages::MakeOptions>("suspend", "Start a guest and its controller, and save both"))
+        .subcommand(command::<stages::ReviveOptions>(
+            "revive",
+            "Run a command in a guest that is revived, and give its exit status; what is not there yet is made",
+        ))
+        .subcommand(command::<stages::ReviveOptions>(
+            "ssh",
+            "Open a session in a guest that is revived, or run a command",
+        ))
+        .subcommand(command::<stages::PruneOptions>("prune", "Remove stages that newer ones have replaced"))
+        .subcommand(command::<visit::ConsoleOptions>("console", "Attach to the serial console of a machine that runs"))
+        .subcommand(command::<visit::ScreenshotOptions>(
+            "screenshot",
+            "Take a picture of the display of a machine that runs",
         ))
         .subcommand(
             Command::new("failures").about("Print the classes of failures of machines, as one line of JSON each"),
@@ -92,13 +115,26 @@ fn run(matches: &ArgMatches) -> ExitCode {
             println!("{}", FailureClass::table());
             ExitCode::SUCCESS
         }
-        Some((_, matches)) => match run_command(&options(matches)) {
-            Ok(status) => exit_code(status),
-            Err((status, why)) => {
-                complain(why);
-                exit_code(status)
+        Some((name, matches)) => {
+            let done = match name {
+                "list" => stages::list(&options(matches)),
+                "install" => stages::install(&options(matches)),
+                "suspend" => stages::suspend(&options(matches)),
+                "revive" => stages::revive(&options(matches)),
+                "ssh" => stages::ssh(&options(matches)),
+                "prune" => stages::prune(&options(matches)),
+                "console" => visit::console(&options(matches)),
+                "screenshot" => visit::screenshot(&options(matches)),
+                _ => run_command(&options(matches)),
+            };
+            match done {
+                Ok(status) => exit_code(status),
+                Err((status, why)) => {
+                    complain(why);
+                    exit_code(status)
+                }
             }
-        },
+        }
         None => exit_code(exit_status::NOT_STARTED),
     }
 }
@@ -147,7 +183,7 @@ fn run_command(options: &RunOptions) -> Result<i32, Refused> {
         cores: options.cores.clamp(1, 255),
         view,
         disk: None,
-        command: guest_command(options)?,
+        command: guest_command(&options.command, &options.cwd, &options.env)?,
         streams_apart: true,
         hooks: Vec::new(),
         limit: None,
@@ -214,18 +250,18 @@ fn shared(spelled: &OsStr) -> Result<(PathBuf, PathBuf), Refused> {
     Ok((inside, outside))
 }
 
-fn guest_command(options: &RunOptions) -> Result<exchange::Command, Refused> {
+fn guest_command(words: &[OsString], cwd: &Path, env: &[OsString]) -> Result<exchange::Command, Refused> {
     use std::os::unix::ffi::OsStrExt;
-    let (program, arguments) = options.command.split_first().ok_or_else(|| not_started("there is no command"))?;
+    let (program, arguments) = words.split_first().ok_or_else(|| not_started("there is no command"))?;
     let mut command = exchange::Command::new(program)
         .arguments(arguments)
-        .directory(&options.cwd)
+        .directory(cwd)
         .variable("HOME", "/root")
         .variable("LANG", "C.UTF-8")
         .variable("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .variable("TMPDIR", "/tmp")
         .variable("USER", "root");
-    for assignment in &options.env {
+    for assignment in env {
         let bytes = assignment.as_bytes();
         let Some(at) = bytes.iter().position(|byte| *byte == b'=') else {
             return Err(not_started(format_args!("--env {}: write NAME=VALUE", assignment.display())));

@@ -92,6 +92,7 @@ pub struct Settings {
     pub vm_agent: Option<PathBuf>,
     /// In bytes.
     pub vm_memory: u64,
+    pub vm_cache: Option<PathBuf>,
     pub vm_guest: Option<String>,
     pub vm_images: Option<PathBuf>,
     pub vm_topology: String,
@@ -152,6 +153,7 @@ impl Settings {
             vm_kernel: read.path("vm-kernel"),
             vm_agent: read.path("vm-agent"),
             vm_memory: read.bytes("vm-memory").unwrap_or(1 << 30),
+            vm_cache: read.path("vm-cache"),
             vm_guest: Some(read.text("vm-guest")).filter(|name| !name.is_empty()),
             vm_images: read.path("vm-images"),
             vm_topology: read.text("vm-topology"),

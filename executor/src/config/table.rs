@@ -442,6 +442,13 @@ pub const SETTINGS: &[Setting] = &[
         "The memory of a virtual machine that does not ask for other.",
     ),
     setting(
+        "vm-cache",
+        Kind::Path,
+        "\"\"",
+        "machines",
+        "Where installed disks and saved machines are kept, a directory of yours alone; without one `anchorhold/stages` in the cache directory (of root, `/var/cache/anchorhold/stages`).",
+    ),
+    setting(
         "vm-guest",
         Kind::Text,
         "\"\"",

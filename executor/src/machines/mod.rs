@@ -14,6 +14,7 @@ pub mod build;
 pub mod granted;
 pub mod pair;
 pub mod room;
+pub mod stages;
 pub mod supervisor;
 
 use std::fs;

@@ -349,7 +349,7 @@ fn a_full_exchange_is_noticed_whatever_the_guest_says() {
     // With the protections off.
     let (end, said) = run(&mut pair, &profile.unmount(drive));
     assert_eq!(end, End::Status(0), "{said}");
-    let line = profile.mount(drive, controller::ADDRESS, pair.account()).replace("cache=none", "cache=loose");
+    let line = profile.mount(drive, controller::ADDRESS, pair.account()).replace(",sync,nostrictsync", "");
     let (end, said) = run(&mut pair, &line);
     assert_eq!(end, End::Status(0), "{said}");
     let (end, said) = run(&mut pair, &format!("{fill}; s=$?; umount /xchg; exit $s"));

@@ -69,13 +69,16 @@ impl Events {
     }
 }
 
-/// The disk with this serial number.
-pub fn by_serial(serial: &str) -> Option<PathBuf> {
+/// The disk with this serial number; of `NUMBER:PARTITION` that partition of it.
+pub fn by_serial(wanted: &str) -> Option<PathBuf> {
+    let (serial, partition) = wanted.split_once(':').unwrap_or((wanted, ""));
     let disks = fs::read_dir("/sys/class/block").ok()?;
     for disk in disks.filter_map(Result::ok) {
         let found = fs::read_to_string(disk.path().join("serial")).unwrap_or_default();
         if found.trim_end() == serial {
-            let device = PathBuf::from("/dev").join(disk.file_name());
+            let mut name = disk.file_name();
+            name.push(partition);
+            let device = PathBuf::from("/dev").join(name);
             return device.exists().then_some(device);
         }
     }

@@ -120,6 +120,20 @@ impl Template {
         Ok(())
     }
 
+    /// Looks at all that [`Template::revive`] will look at, and remembers it beside the template.
+    ///
+    /// # Errors
+    /// A key that does not match, but for QEMU's build; a state that is not what was written.
+    pub fn know(&self, spec: &MachineSpec) -> Result<(), Failure> {
+        let checked = self.directory.join(CHECKED);
+        let mut remembered = Remembered::read(&checked);
+        self.check(&mut remembered)?;
+        let wanted = Key::of(spec, &self.manifest.key.qemu, &mut remembered)?;
+        self.manifest.key.check(&wanted)?;
+        remembered.write(&checked);
+        Ok(())
+    }
+
     fn check(&self, remembered: &mut Remembered) -> Result<(), Failure> {
         for (name, expected) in &self.manifest.state {
             let path = self.directory.join(name);

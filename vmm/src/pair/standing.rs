@@ -8,7 +8,7 @@ use super::SSH_FAILED;
 use crate::controller;
 use crate::failure::{Failure, FailureClass};
 use crate::linux::End;
-use crate::profile::{Language, Profile};
+use crate::profile::{Drive, Language, Profile};
 use crate::readiness::Wait;
 use crate::shares;
 use crate::shares::samba::Account;
@@ -17,6 +17,8 @@ use crate::shares::samba::Account;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How much longer than ssh's own deadline a login may take.
 const GRACE: Duration = Duration::from_secs(20);
+/// What a guest's shell says before each of several lines.
+const AT: &str = "anchorhold-at-";
 /// How much of what a line in the guest says is kept for whoever asks why it failed, in bytes.
 const KEPT_WORDS: usize = 8 << 10;
 
@@ -86,29 +88,30 @@ pub(super) fn mount(standing: &mut dyn Standing, store: &Path, exchange: &Path) 
     let in_store = std::fs::read_dir(store).ok().and_then(|mut entries| entries.next()?.ok());
     let in_store = in_store.and_then(|entry| entry.file_name().into_string().ok());
     let profile = standing.profile().clone();
+    let mut lines = Vec::new();
     for drive in &profile.drives {
         let line = profile.mount(drive, controller::ADDRESS, standing.account());
         let name = format!("{} ({})", drive.letter, drive.share);
-        must(standing, &line, &format!("mounting the drive {name}"))?;
+        lines.push((format!("mounting the drive {name}"), line));
         let file = match drive.share.as_str() {
             shares::EXCHANGE => Some(&nonce),
             shares::STORE_SHARE => in_store.as_ref(),
             _ => None,
         };
         if let Some(file) = file {
-            must(standing, &profile.probe(drive, file), &format!("reading from the drive {name}"))?;
+            lines.push((format!("reading from the drive {name}"), profile.probe(drive, file)));
         }
     }
+    must_all(standing, &lines)?;
     std::fs::remove_file(&probe).map_err(io("removing"))
 }
 
 /// Takes the drives away: all that was written is on the host then.
 pub(super) fn unmount(standing: &mut dyn Standing) -> Result<(), Failure> {
     let profile = standing.profile().clone();
-    for drive in &profile.drives {
-        let what = format!("taking away the drive {} ({})", drive.letter, drive.share);
-        must(standing, &profile.unmount(drive), &what)?;
-    }
+    let taking = |drive: &Drive| format!("taking away the drive {} ({})", drive.letter, drive.share);
+    let lines: Vec<_> = profile.drives.iter().map(|drive| (taking(drive), profile.unmount(drive))).collect();
+    must_all(standing, &lines)?;
     standing.close_shares()
 }
 
@@ -128,21 +131,44 @@ fn say(standing: &mut dyn Standing, line: &str, wait: &Wait) -> Result<Said, Fai
     Ok(Said { end, words: String::from_utf8_lossy(&said).into_owned() })
 }
 
-fn must(standing: &mut dyn Standing, line: &str, doing: &str) -> Result<(), Failure> {
-    let line = match standing.profile().shell.kind {
-        // Some programs end with what is ssh's own.
-        Language::Sh => format!("( {line} ); s=$?; test $s != {SSH_FAILED} || s=254; exit $s"),
-        Language::Powershell | Language::Cmd => line.to_owned(),
-    };
-    let said = say(standing, &line, &Wait::new(format!("the end of {doing}"), PATIENCE))?;
+/// A line that must succeed, and what it is for.
+pub(super) fn must(standing: &mut dyn Standing, line: &str, doing: &str) -> Result<(), Failure> {
+    must_all(standing, &[(doing.to_owned(), line.to_owned())])
+}
+
+/// Lines of which each must succeed, each behind what it is for. A login takes longer than most of them do, so that a guest's
+/// shell gets all at once where it can say which one it is at.
+fn must_all(standing: &mut dyn Standing, lines: &[(String, String)]) -> Result<(), Failure> {
+    if standing.profile().shell.kind != Language::Sh {
+        for (doing, line) in lines {
+            let said = say(standing, line, &Wait::new(format!("the end of {doing}"), PATIENCE))?;
+            if said.end != End::Status(0) {
+                return Err(failed(standing, doing, &said));
+            }
+        }
+        return Ok(());
+    }
+    let all: Vec<String> =
+        lines.iter().enumerate().map(|(number, (_, line))| format!("echo {AT}{number}; ( {line} )")).collect();
+    // Some programs end with what is ssh's own.
+    let all = format!("( {} ); s=$?; test $s != {SSH_FAILED} || s=254; exit $s", all.join(" && "));
+    let doing = lines.first().map_or("nothing", |(doing, _)| doing.as_str());
+    let said = say(standing, &all, &Wait::new(format!("the end of {doing}"), PATIENCE))?;
     if said.end == End::Status(0) {
         return Ok(());
     }
+    let at = said.words.lines().rev().find_map(|line| line.strip_prefix(AT)?.trim().parse::<usize>().ok());
+    let doing = at.and_then(|at| lines.get(at)).map_or(doing, |(doing, _)| doing.as_str());
+    let words: Vec<&str> = said.words.lines().filter(|line| !line.starts_with(AT)).collect();
+    Err(failed(standing, doing, &Said { end: said.end, words: words.join("\n") }))
+}
+
+fn failed(standing: &mut dyn Standing, doing: &str, said: &Said) -> Failure {
     let class = if said.end == End::Status(SSH_FAILED) { FailureClass::SessionLost } else { FailureClass::NoShare };
     // The line itself has a password in it.
     let words = said.words.replace(standing.account().password(), "…");
     let what = format!("{doing} failed ({}): {}", in_words(&said.end), last_line(&words));
-    Err(standing.guest_failed(class, &what))
+    standing.guest_failed(class, &what)
 }
 
 pub(super) fn last_line(words: &str) -> String {
@@ -226,8 +252,8 @@ mod tests {
     #[test]
     fn a_drive_that_cannot_be_had_is_named_and_its_password_is_not() {
         let place = tempfile::tempdir().unwrap();
-        let mut guest = scripted(&[(0, ""), (2, "")]);
-        guest.answers[1].1 = format!("mount: bad option password={}\n", guest.account.password());
+        let mut guest = scripted(&[(2, "")]);
+        guest.answers[0].1 = format!("{AT}0\n{AT}1\nmount: bad option password={}\n", guest.account.password());
         let failure = mount(&mut guest, &place.path().join("none"), place.path()).unwrap_err();
         assert_eq!(failure.class, FailureClass::NoShare);
         assert!(failure.what.starts_with("mounting the drive X: (xchg) failed (status 2): "), "{}", failure.what);
@@ -242,10 +268,10 @@ mod tests {
     fn every_drive_is_tried_by_a_file_of_its_own() {
         let (store, exchange) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(store.path().join("abc-in-1.0"), "").unwrap();
-        let mut guest = scripted(&[(0, ""); 4]);
+        let mut guest = scripted(&[(0, "")]);
         mount(&mut guest, store.path(), exchange.path()).unwrap();
-        assert!(guest.lines[1].starts_with("( test -r '/nix/store/abc-in-1.0' ); "), "{:?}", guest.lines);
-        assert!(guest.lines[3].starts_with("( test -r '/xchg/probe-"), "{:?}", guest.lines);
+        assert!(guest.lines[0].contains("( test -r '/nix/store/abc-in-1.0' )"), "{:?}", guest.lines);
+        assert!(guest.lines[0].contains("( test -r '/xchg/probe-"), "{:?}", guest.lines);
         assert_eq!(std::fs::read_dir(exchange.path()).unwrap().count(), 0, "the probe is gone");
     }
 }

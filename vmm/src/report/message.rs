@@ -80,7 +80,8 @@ pub enum What {
 /// A mount(2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountRequest {
-    /// A tag, a share or a directory. `serial:NAME` is the block device with that serial number, which the agent looks up.
+    /// A tag, a share or a directory. `serial:NAME` is the block device with that serial number, which the agent looks up;
+    /// `serial:NAME:1` is its first partition.
     pub source: OsString,
     /// Where.
     pub target: PathBuf,

@@ -71,7 +71,7 @@ pub fn memory(target: impl Into<PathBuf>, size: u64) -> MountRequest {
     MountRequest { options: format!("size={size},mode=755").into(), ..plain("tmpfs", target, "tmpfs") }
 }
 
-/// A share of an SMB server. Writing through a cache loses that the disk is full, so only what nobody changes may have one.
+/// A share of an SMB server. What is kept before it is written loses that the disk is full, so that each write waits.
 pub fn smb(
     server: Ipv4Addr,
     share: &str,
@@ -91,7 +91,10 @@ pub fn smb(
 /// mount.cifs, which would have looked the name up. Handles are closed when they are closed and directories kept by none:
 /// Linux 6.1 otherwise finds them busy when the share is unmounted, which is a BUG that stops the guest.
 pub fn smb_options(server: Ipv4Addr, account: &samba::Account, read_only: bool) -> String {
-    let cache = if read_only { "cache=loose,actimeo=60" } else { "cache=none" };
+    // Never without a cache: Linux 6.1 then reads past the end of a file when it reads into a pipe, as sendfile(2) does, and the
+    // file has 128 KiB of NULs behind it. What is written is not kept either way: `sync` waits for the server with each write, and
+    // the writer is told when there was no room.
+    let cache = if read_only { "cache=loose,actimeo=60" } else { "cache=loose,actimeo=1,sync,nostrictsync" };
     format!(
         "ip={server},username={},password={},vers=3.1.1,nobrl,mfsymlinks,nohandlecache,closetimeo=0,{cache}",
         account.name(),

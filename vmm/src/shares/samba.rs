@@ -186,6 +186,9 @@ impl Samba {
             if share.read_only {
                 // Nobody changes it, so that a client may keep what it has read, and nothing has to be asked about it.
                 text.push_str("oplocks = yes\nkernel oplocks = no\nlocking = no\n");
+            } else {
+                // A client that may keep what was written reports lost writes as done when there is no room for them.
+                text.push_str("oplocks = no\n");
             }
         }
         let hash = nt_hash(&self.account.password);
