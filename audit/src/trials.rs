@@ -57,7 +57,7 @@ impl Trials<'_> {
                 put(battery, bound.probe(), finding);
             }
         }
-        for kind in OutputKind::ALL.into_iter().filter(|_| self.sandbox.registers()) {
+        for kind in OutputKind::ALL.into_iter().filter(|kind| self.sandbox.registers(*kind)) {
             if battery.row(kind.probe()).is_some() {
                 let finding = self.output(kind)?;
                 put(battery, kind.probe(), finding);

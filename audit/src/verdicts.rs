@@ -29,7 +29,7 @@ pub enum State {
     Unproven,
     /// It was refused, and the same probe reaches under a weakening.
     Closed,
-    /// The bare host does not have it either.
+    /// The bare host does not have it either, or the sandbox has nothing of the kind: no outputs, say.
     NotApplicable,
     /// A fact, which is neither open nor closed.
     Fact,
@@ -92,8 +92,12 @@ pub fn proof(report: &Report, probe: &Probe) -> Option<String> {
 /// The state of a probe in a run of the report.
 pub fn state(report: &Report, run: &Run, probe: &Probe) -> State {
     let Some(row) = run.battery.row(&probe.id) else { return State::Lost };
-    if probe.severity == Severity::Fact || row.finding.verdict == Verdict::Info {
+    if probe.severity == Severity::Fact {
         return State::Fact;
+    }
+    // A probe that tells a fact was granted what it looks for, or there is nothing of the kind.
+    if row.finding.verdict == Verdict::Info {
+        return if row.finding.detail.starts_with("granted") { State::Granted } else { State::NotApplicable };
     }
     if row.finding.verdict == Verdict::Reached {
         return if wanted_by(&run.granted, &probe.id) { State::Granted } else { State::Open };
@@ -249,6 +253,10 @@ mod tests {
         assert_eq!(of_room(&open), State::Granted);
         assert_eq!(worst_open(&open), None);
         assert_eq!(worst_open(&report(Verdict::Reached, Verdict::Refused)), None, "the host is not judged");
+        let mut told = report(Verdict::Reached, Verdict::Info);
+        assert_eq!(of_room(&told), State::NotApplicable);
+        told.runs[1].battery.rows[0].finding.detail = "granted; works".into();
+        assert_eq!(of_room(&told), State::Granted);
         let mut lost = report(Verdict::Reached, Verdict::Refused);
         lost.runs[1].battery.rows.clear();
         assert_eq!(of_room(&lost), State::Lost);

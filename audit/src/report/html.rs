@@ -29,7 +29,7 @@ pub fn write(report: &Report) -> String {
         "<h2>Side by side</h2>\n<p class=\"key\"><b class=\"open\">open</b> the attempt worked &nbsp; <b class=\"granted\">granted</b> it was asked for \
          &nbsp; <b class=\"closed\">·</b> refused, and seen to work under a weakening &nbsp; <b class=\"unproven\">~</b> refused, but \
          nothing on this kernel made the probe reach &nbsp; <b class=\"unproven\">?</b> not shown &nbsp; <b class=\"closed\">–</b> the host has it \
-         neither. A row opens on a click.</p>\n",
+         neither, or the sandbox has nothing of the kind. A row opens on a click.</p>\n",
     );
     for severity in Severity::COUNTED {
         matrix(&mut page, report, &judged, severity);

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anchorhold_probe::observation::Launch;
+use anchorhold_probe::observation::{Launch, OutputKind};
 use serde_json::json;
 
 use super::{Ground, Inside, Sandbox, line, text, version_of};
@@ -101,7 +101,7 @@ impl Sandbox for Attach {
         Ok(launch)
     }
 
-    fn registers(&self) -> bool {
+    fn registers(&self, _kind: OutputKind) -> bool {
         true
     }
 

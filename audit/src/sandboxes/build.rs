@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anchorhold_probe::observation::Launch;
+use anchorhold_probe::observation::{Launch, OutputKind};
 use serde_json::json;
 
 use super::{Ground, Inside, Sandbox, line, text, version_of};
@@ -70,7 +70,7 @@ impl Sandbox for Build {
         Ok(launch)
     }
 
-    fn registers(&self) -> bool {
+    fn registers(&self, _kind: OutputKind) -> bool {
         true
     }
 

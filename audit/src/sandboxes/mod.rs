@@ -24,7 +24,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anchorhold_probe::observation::Launch;
+use anchorhold_probe::observation::{Launch, OutputKind};
 use anchorhold_probe::world::World;
 
 use crate::error::Error;
@@ -160,8 +160,8 @@ pub trait Sandbox: std::fmt::Debug {
         None
     }
 
-    /// Whether what the command makes of `$out` is taken over and registered.
-    fn registers(&self) -> bool {
+    /// Whether an output of this kind could be taken over and registered.
+    fn registers(&self, _kind: OutputKind) -> bool {
         false
     }
 

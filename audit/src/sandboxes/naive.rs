@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anchorhold_probe::observation::Launch;
+use anchorhold_probe::observation::{Launch, OutputKind};
 
 use super::{Ground, Inside, Sandbox, line, text};
 
@@ -32,7 +32,7 @@ impl Sandbox for Naive {
         Ok(Inside { output: Some(text(&output(ground))), ..Inside::of_host(ground) })
     }
 
-    fn registers(&self) -> bool {
+    fn registers(&self, _kind: OutputKind) -> bool {
         true
     }
 

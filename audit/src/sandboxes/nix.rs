@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anchorhold_probe::observation::Launch;
+use anchorhold_probe::observation::{Launch, OutputKind};
 use anchorhold_probe::world::World;
 
 use super::{Ground, Inside, Sandbox, line, text, version_of};
@@ -16,6 +16,9 @@ pub struct Nix {
     /// A build whose output's hash is known beforehand, which has a network.
     pub fixed_output: bool,
 }
+
+/// SHA-256 of [`anchorhold_probe::observation::AGREED`].
+const AGREED_HASH: &str = "adc515a79fad637645d8b96a66c23fe46ec4216058d9be10f697547ddd3c1cf2";
 
 impl Nix {
     /// Options of every call: a store below the run's folder, and no configuration but the one given here.
@@ -86,8 +89,10 @@ impl Sandbox for Nix {
             |word: &str| format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${"));
         let arguments: Vec<String> = arguments.iter().map(|word| quoted(word)).collect();
         let fixed = if self.fixed_output {
-            // Any hash does: that it is wrong shows only after the build, and the log has been written by then.
-            format!("outputHashMode = \"flat\"; outputHashAlgo = \"sha256\"; outputHash = \"{}\";", "0".repeat(64))
+            // Any hash does for the battery: that it is wrong shows only after the build, and the log has been written by then.
+            let is_output = words.get(1).is_some_and(|word| word == "output");
+            let hash = if is_output { AGREED_HASH.to_owned() } else { "0".repeat(64) };
+            format!("outputHashMode = \"flat\"; outputHashAlgo = \"sha256\"; outputHash = \"{hash}\";")
         } else {
             String::new()
         };
@@ -107,9 +112,9 @@ impl Sandbox for Nix {
         Ok(launch)
     }
 
-    fn registers(&self) -> bool {
-        // A fixed output is registered if it is what was expected, and hostile ones are not.
-        !self.fixed_output
+    fn registers(&self, kind: OutputKind) -> bool {
+        // A fixed output is registered only if it is what was expected, which one kind is until it is written to too late.
+        !self.fixed_output || kind == OutputKind::Late
     }
 
     fn registered(&self, ground: &Ground, stdout: &[u8]) -> Option<PathBuf> {
