@@ -84,9 +84,10 @@ impl Controller {
     }
 
     fn samba(&self) -> Samba {
+        let [store, exchange] = [shares::STORE_SHARE, shares::EXCHANGE].map(Self::directory_of);
         let shares = self.profile.drives.iter().map(|drive| Share {
             name: drive.share.clone(),
-            path: Self::directory_of(&drive.share),
+            path: self.profile.behind(drive, &store, &exchange).unwrap_or_else(|| Self::directory_of(&drive.share)),
             read_only: drive.read_only,
         });
         Samba { folder: "/run/samba".into(), account: self.account.clone(), shares: shares.collect() }

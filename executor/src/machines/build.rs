@@ -35,6 +35,8 @@ pub struct Wishes {
     after: Option<String>,
     /// Which guest (`vmImage`), of those that a pair can have.
     pub image: Option<String>,
+    /// Further drives of such a guest (`drives`): the letter, and the path of the store behind it.
+    pub drives: Vec<(String, PathBuf)>,
 }
 
 /// A wish that cannot be followed.
@@ -95,6 +97,16 @@ impl Wishes {
             before: script("preVM"),
             after: script("postVM"),
             image: text("vmImage").filter(|name| !name.is_empty()),
+            drives: match text("drives") {
+                Some(value) => drives(&value).ok_or_else(|| {
+                    wrong(
+                        "drives",
+                        "words such as \"T:=/nix/store/…\", or with structured attributes a map of them",
+                        &value,
+                    )
+                })?,
+                None => Vec::new(),
+            },
         })
     }
 }
@@ -131,6 +143,16 @@ pub(super) fn command(process: &Process) -> Command {
         command = command.variable(os(name), os(value));
     }
     command
+}
+
+/// `T:=/nix/store/…`, several with spaces between them; or a JSON object.
+fn drives(text: &str) -> Option<Vec<(String, PathBuf)>> {
+    if text.trim_start().starts_with('{') {
+        let map: std::collections::BTreeMap<String, PathBuf> = serde_json::from_str(text).ok()?;
+        return Some(map.into_iter().collect());
+    }
+    let one = |word: &str| word.split_once('=').map(|(letter, path)| (letter.to_owned(), PathBuf::from(path)));
+    text.split_ascii_whitespace().map(one).collect()
 }
 
 /// A plain number is MiB, as people give a machine's memory; others have their unit.
@@ -324,6 +346,14 @@ mod tests {
             (mebibytes("512"), mebibytes("2G"), mebibytes("0"), mebibytes("50%"), mebibytes("x")),
             (Some(512), Some(2048), None, None, None)
         );
+    }
+
+    #[test]
+    fn drives_are_letters_with_paths() {
+        let two = vec![("T:".to_owned(), PathBuf::from("/nix/store/a")), ("U:".to_owned(), "/nix/store/b/c".into())];
+        assert_eq!(drives("T:=/nix/store/a U:=/nix/store/b/c"), Some(two.clone()));
+        assert_eq!(drives(r#"{"T:": "/nix/store/a", "U:": "/nix/store/b/c"}"#), Some(two));
+        assert_eq!((drives(""), drives("T:"), drives("{]")), (Some(Vec::new()), None, None));
     }
 
     #[test]

@@ -27,6 +27,8 @@ use super::{Ground, Machines, Order, Prepared, SYSTEM_CACHE, Work, cpu, room, wr
 const IMAGES: &str = "/machine/images";
 /// The store in the room, where the host's QEMU needs /nix/store for itself.
 const STORE_ASIDE: &str = "/machine/store";
+/// Where further drives are in the guest, for programs that know no letters.
+const DRIVES: &str = "/run/drives";
 /// The build directory, in the exchange.
 const BUILD: &str = "build";
 /// How long both machines may take until SSH answers, under emulation on a busy host.
@@ -121,38 +123,15 @@ pub fn in_pair(
     work: &Path,
     owner: Option<(u32, u32)>,
 ) -> Result<Room, Failure> {
-    let profile = &image.profile;
+    let profile = &with_drives(&image.profile, wishes, room)?;
     let exchange = PathBuf::from(drive(profile, shares::EXCHANGE)?.path.trim_end_matches('/'));
     let guests_store = PathBuf::from(&drive(profile, shares::STORE_SHARE)?.path);
     let ground = Ground::lay(machines, work, owner)?;
     let store = if ground.qemu.starts_with("/nix/store") { PathBuf::from(STORE_ASIDE) } else { guests_store.clone() };
 
-    // In the room everything stands where it stands in the guest, but for a QEMU that comes from a store.
-    let mut shown = Vec::new();
-    let memory = |inside: &Path, size| Entry::Tmpfs { inside: inside.to_owned(), size, mode: 0o1777, noexec: true };
-    shown.push(memory(&exchange, Size::Bytes(machines.exchange)));
-    let mut watched = vec![exchange.clone()];
-    for entry in &room.mounts {
-        let Entry::Bind { inside, outside, writable, optional, noexec } = entry else { continue };
-        let place = match inside.strip_prefix(&guests_store) {
-            Ok(below) if below.as_os_str().is_empty() => store.clone(),
-            Ok(below) => store.join(below),
-            Err(_) if inside.starts_with(&exchange) => inside.clone(),
-            // The guest has its own /tmp and its own programs.
-            Err(_) => continue,
-        };
-        if *writable {
-            watched.push(place.clone());
-        }
-        let outside = Some(outside.clone().unwrap_or_else(|| inside.clone()));
-        shown.push(Entry::Bind { inside: place, outside, writable: *writable, optional: *optional, noexec: *noexec });
-    }
-    if !watched.contains(&store) {
-        let what =
-            format!("the guest {} has the store at {}, this one is elsewhere", profile.name, guests_store.display());
-        return Err(Failure::new(FailureClass::NoShare, what));
-    }
-
+    let Shown { entries: mut shown, watched } =
+        show(&room.mounts, (&guests_store, &store), (&exchange, machines.exchange))
+            .map_err(|what| Failure::new(FailureClass::NoShare, format!("the guest {}: {what}", profile.name)))?;
     let in_room = |file: &Path| Path::new(IMAGES).join(file.file_name().unwrap_or_default());
     let [controller_disk, key, known_hosts] =
         ["controller.erofs", "key", "known_hosts"].map(|name| image.folder.join(name));
@@ -231,6 +210,68 @@ pub fn in_pair(
     Ok(made)
 }
 
+/// What stands in the room for the guest.
+#[derive(Debug, PartialEq)]
+struct Shown {
+    entries: Vec<Entry>,
+    /// The directories that the guest writes.
+    watched: Vec<PathBuf>,
+}
+
+/// Of the builder's room the store and what lies in the exchange, which is new and of so many bytes. Everything stands where it
+/// stands in the guest, but for the store where QEMU has one of its own.
+fn show(
+    mounts: &[Entry],
+    (guests_store, store): (&Path, &Path),
+    (exchange, size): (&Path, u64),
+) -> Result<Shown, String> {
+    // Nothing in it is executed by the room, whatever the guest leaves there.
+    let memory = Entry::Tmpfs { inside: exchange.to_owned(), size: Size::Bytes(size), mode: 0o1777, noexec: true };
+    let mut shown = Shown { entries: vec![memory], watched: vec![exchange.to_owned()] };
+    for entry in mounts {
+        let Entry::Bind { inside, outside, writable, optional, noexec } = entry else { continue };
+        let place = match inside.strip_prefix(guests_store) {
+            Ok(below) if below.as_os_str().is_empty() => store.to_owned(),
+            Ok(below) => store.join(below),
+            Err(_) if inside.starts_with(exchange) => inside.clone(),
+            // The guest has its own /tmp and its own programs.
+            Err(_) => continue,
+        };
+        if *writable {
+            shown.watched.push(place.clone());
+        }
+        let outside = Some(outside.clone().unwrap_or_else(|| inside.clone()));
+        let (writable, optional, noexec) = (*writable, *optional, *noexec);
+        shown.entries.push(Entry::Bind { inside: place, outside, writable, optional, noexec });
+    }
+    if !shown.watched.iter().any(|path| path == store) {
+        return Err(format!("it has the store at {}, and this store is elsewhere", guests_store.display()));
+    }
+    Ok(shown)
+}
+
+/// The profile with the drives that the derivation asks for. Each shows a part of what the builder may see of the store.
+fn with_drives(profile: &Profile, wishes: &Wishes, room: &Room) -> Result<Profile, Failure> {
+    let refused = |what: String| Failure::new(FailureClass::NoShare, format!("the attribute ‘drives’: {what}"));
+    let mut drives = Vec::new();
+    for (letter, path) in &wishes.drives {
+        let is_input =
+            |entry: &Entry| matches!(entry, Entry::Bind { writable: false, .. }) && path.starts_with(entry.inside());
+        if !room.mounts.iter().any(is_input) {
+            return Err(refused(format!("{} is in no input of the derivation", path.display())));
+        }
+        let name: String = letter.chars().filter(char::is_ascii_alphabetic).collect::<String>().to_ascii_lowercase();
+        drives.push(Drive {
+            letter: letter.clone(),
+            share: format!("drive_{name}"),
+            path: format!("{DRIVES}/{name}"),
+            read_only: true,
+            directory: Some(path.clone()),
+        });
+    }
+    profile.clone().with_drives(drives).map_err(|error| refused(error.to_string()))
+}
+
 fn write_initramfs(tree: &Initramfs, memory: u64, to: &Path) -> Result<(), Failure> {
     tree.check_fits(memory << 20).map_err(PrepareError::from)?;
     let io = |source| PrepareError::Io { doing: format!("writing {}", to.display()), source };
@@ -238,4 +279,64 @@ fn write_initramfs(tree: &Initramfs, memory: u64, to: &Path) -> Result<(), Failu
     tree.write(&mut file).map_err(PrepareError::from)?;
     file.flush().map_err(io)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bind(inside: &str, outside: &str, writable: bool) -> Entry {
+        Entry::Bind { inside: inside.into(), outside: Some(outside.into()), writable, optional: false, noexec: false }
+    }
+
+    fn mounts() -> Vec<Entry> {
+        vec![
+            bind("/nix/store", "/scratch/store", true),
+            bind("/xchg/build", "/scratch/build", true),
+            bind("/tmp", "/scratch/tmp", true),
+            bind("/nix/store/aaa-in", "/real/nix/store/aaa-in", false),
+            bind("/bin/sh", "/usr/bin/busybox", false),
+        ]
+    }
+
+    #[test]
+    fn a_guest_is_shown_the_store_and_its_exchange_and_nothing_else_of_the_builders_room() {
+        let (store, exchange) = (Path::new("/nix/store"), Path::new("/xchg"));
+        let shown = show(&mounts(), (store, store), (exchange, 4096)).unwrap();
+        let places: Vec<_> = shown.entries.iter().map(|entry| entry.inside().to_str().unwrap()).collect();
+        assert_eq!(places, ["/xchg", "/nix/store", "/xchg/build", "/nix/store/aaa-in"]);
+        assert!(matches!(shown.entries[0], Entry::Tmpfs { size: Size::Bytes(4096), noexec: true, .. }));
+        assert_eq!(shown.watched, ["/xchg", "/nix/store", "/xchg/build"].map(PathBuf::from));
+        // A QEMU of a store wants the place for its own.
+        let shown = show(&mounts(), (store, Path::new(STORE_ASIDE)), (exchange, 4096)).unwrap();
+        assert!(shown.entries.contains(&bind("/machine/store/aaa-in", "/real/nix/store/aaa-in", false)));
+        let other = show(&mounts(), (Path::new("/store"), store), (exchange, 4096)).unwrap_err();
+        assert!(other.contains("this store is elsewhere"), "{other}");
+    }
+
+    #[test]
+    fn a_drive_shows_an_input_and_nothing_else() {
+        let profile = Profile::built_in("standin").unwrap();
+        let room = Room { mounts: mounts(), ..Room::default() };
+        let wishes = |letter: &str, path: &str| {
+            let mut wishes = Wishes::default();
+            wishes.drives = vec![(letter.into(), path.into())];
+            wishes
+        };
+        let with = |letter, path| with_drives(&profile, &wishes(letter, path), &room);
+        let made = with("T:", "/nix/store/aaa-in/share").unwrap();
+        let drive = made.drives.last().unwrap();
+        assert_eq!((&*drive.path, &*drive.share, drive.read_only), ("/run/drives/t", "drive_t", true));
+        for (letter, path) in [
+            ("T:", "/nix/store/bbb-other"),
+            ("T:", "/nix/store"),
+            ("T:", "/etc"),
+            ("S:", "/nix/store/aaa-in"),
+            ("C:", "/nix/store/aaa-in"),
+            ("T:", "/nix/store/aaa-in/../.."),
+        ] {
+            let told = with(letter, path).unwrap_err();
+            assert_eq!(told.class, FailureClass::NoShare, "{letter} {path}: {told}");
+        }
+    }
 }

@@ -4,5 +4,6 @@
 //! kernel, from `scripts/guest-kernel`, and the agent, which lies beside the program that is tested.
 
 mod agent;
+mod isolation;
 mod machine;
 mod pair;

@@ -12,7 +12,8 @@ use crate::world::has_machines;
 /// A store with busybox in it.
 pub struct Store {
     pub world: World,
-    tools: String,
+    /// The store path of the directory that has busybox.
+    pub tools: String,
     /// What its derivations require.
     pub feature: &'static str,
     /// Settings for its builds, by `--option`.

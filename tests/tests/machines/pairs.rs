@@ -40,10 +40,13 @@ const SCRIPT: &str = "echo said; echo complained >&2
     $b cat $textPath >$out/text; echo $out >$out/self
     $b ip addr show eth0 | $b grep -o 'inet [0-9./]*' >>$out/where
     $b nc 192.168.0.2 445 </dev/null && echo server >>$out/where
+    $b ls /run/drives/t >>$out/where
     echo in-build >note; $b cat /xchg/build/note >>$out/where";
 
 fn made(store: &Store) -> (String, std::path::PathBuf) {
-    let output = store.build(SCRIPT, json!({ "odd": ODD, "text": "from a file", "passAsFile": "text" }));
+    let drives = format!("T:={}", store.tools);
+    let attributes = json!({ "odd": ODD, "text": "from a file", "passAsFile": "text", "drives": drives });
+    let output = store.build(SCRIPT, attributes);
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{told}");
     let path = store.world.real(String::from_utf8_lossy(&output.stdout).trim());
@@ -55,7 +58,7 @@ fn is_as_expected(told: &str, made: &Path) {
     assert!(told.contains("made> said") && told.contains("made> complained"), "{told}");
     let read = |name: &str| std::fs::read_to_string(made.join(name)).unwrap();
     assert_eq!(read("odd"), format!("{ODD}\n"));
-    let expected = "/xchg/build\nguest\n1\n1\n1\nkept\ninet 192.168.0.1/24\nserver\nin-build\n";
+    let expected = "/xchg/build\nguest\n1\n1\n1\nkept\ninet 192.168.0.1/24\nserver\nbusybox\nin-build\n";
     assert_eq!(read("where"), expected);
     assert_eq!(read("text"), "from a file");
     assert!(made.join("bin").is_dir());
@@ -110,6 +113,8 @@ fn a_builder_that_fails_does_so_with_its_own_status_and_one_without_a_status_by_
 #[test]
 fn a_machine_without_a_guest_does_not_have_the_feature() {
     let Some(mut store) = store() else { return };
+    let told = store.failure("echo >$out", json!({ "drives": "T:=/etc" }));
+    assert!(told.contains("‘drives’: /etc is in no input"), "{told}");
     let told = store.failure("echo >$out", json!({ "vmImage": "../../etc" }));
     assert!(told.contains("is no guest's name"), "{told}");
     let told = store.failure("echo >$out", json!({ "vmImage": "os2" }));

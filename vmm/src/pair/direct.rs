@@ -24,7 +24,6 @@ use crate::machine::{Event, Machine, Run};
 use crate::profile::Profile;
 use crate::qemu::Installed;
 use crate::readiness::{Wait, Watch};
-use crate::shares;
 use crate::shares::samba::{Account, Samba, Share};
 use crate::spec::ServerNetwork;
 
@@ -46,8 +45,8 @@ pub struct Direct {
     guest: Machine,
     profile: Profile,
     account: Account,
-    /// What the guest's drives show.
-    directories: Vec<(String, PathBuf)>,
+    store: PathBuf,
+    exchange: PathBuf,
     keys: Keys,
     ssh: PathBuf,
     /// All files of ours: keys, Samba's, the sockets.
@@ -89,15 +88,12 @@ impl Direct {
         });
         let mut guest = Machine::start(installed, &machine, run)?;
         guest.go()?;
-        let directories = vec![
-            (shares::STORE_SHARE.to_owned(), spec.store.clone()),
-            (shares::EXCHANGE.to_owned(), spec.exchange.clone()),
-        ];
         let mut direct = Self {
             guest,
             profile: spec.profile.clone(),
             account: samba.account,
-            directories,
+            store: spec.store.clone(),
+            exchange: spec.exchange.clone(),
             keys: keys.clone(),
             ssh,
             folder,
@@ -177,8 +173,8 @@ impl Direct {
 
     fn samba(&self) -> Samba {
         let shares = self.profile.drives.iter().filter_map(|drive| {
-            let (_, path) = self.directories.iter().find(|(share, _)| *share == drive.share)?;
-            Some(Share { name: drive.share.clone(), path: path.clone(), read_only: drive.read_only })
+            let path = self.profile.behind(drive, &self.store, &self.exchange)?;
+            Some(Share { name: drive.share.clone(), path, read_only: drive.read_only })
         });
         Samba { folder: self.folder.path().join("samba"), account: self.account.clone(), shares: shares.collect() }
     }

@@ -7,12 +7,13 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::shares::samba::Account;
-use crate::shares::smb_options;
+use crate::shares::{EXCHANGE, STORE_SHARE, smb_options};
 
 /// The longest profile that is read, in bytes.
 const MAX_PROFILE: usize = 64 << 10;
@@ -180,6 +181,9 @@ pub struct Drive {
     /// Nothing may be written.
     #[serde(default)]
     pub read_only: bool,
+    /// The path of the store behind the share, as the guest names it, where the share is neither `nixstore` nor `xchg`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
 }
 
 impl Profile {
@@ -215,6 +219,19 @@ impl Profile {
         Ok(self)
     }
 
+    /// The directory behind a drive, of a server that has the store and the exchange at these.
+    pub fn behind(&self, drive: &Drive, store: &Path, exchange: &Path) -> Option<PathBuf> {
+        match (&drive.directory, drive.share.as_str()) {
+            (Some(directory), _) => {
+                let guests = &self.drives.iter().find(|drive| drive.share == STORE_SHARE)?.path;
+                Some(store.join(directory.strip_prefix(guests).ok()?))
+            }
+            (None, STORE_SHARE) => Some(store.to_owned()),
+            (None, EXCHANGE) => Some(exchange.to_owned()),
+            (None, _) => None,
+        }
+    }
+
     /// That every value can be what it is for, and nothing is there twice.
     fn check(&self) -> Result<(), ProfileError> {
         let refuse = |what, value: &str, why| {
@@ -239,6 +256,17 @@ impl Profile {
                 return refuse("share", &drive.share, "is no share's name: letters, digits and _");
             }
             // It stands between single quotes in a command line of the guest.
+            let behind = match drive.share.as_str() {
+                STORE_SHARE | EXCHANGE => drive.directory.is_none(),
+                _ => drive.directory.as_ref().is_some_and(|path| path.is_absolute() && is_straight(path)),
+            };
+            if !behind {
+                return refuse(
+                    "share",
+                    &drive.share,
+                    "is neither nixstore nor xchg, and has no directory of the store",
+                );
+            }
             if !drive.path.starts_with('/') || !plain(&drive.path, "/-_.+") || drive.path.contains("..") {
                 return refuse("path", &drive.path, "is no plain absolute path");
             }
@@ -315,6 +343,11 @@ impl Profile {
     }
 }
 
+/// Without a way up.
+fn is_straight(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+}
+
 /// The words that are replaced in lines.
 const KNOWN: [&str; 10] =
     ["letter", "lower", "share", "path", "server", "account", "password", "options", "probe", "seconds"];
@@ -377,6 +410,7 @@ mod tests {
             share: share.into(),
             path: path.into(),
             read_only: false,
+            directory: Some("/nix/store/a-tool".into()),
         };
         let told = |drive| Profile::built_in("standin").unwrap().with_drives([drive]).unwrap_err().to_string();
         assert!(told(drive("S:", "other", "/other")).contains("drive \"S:\" is in the table twice"));
@@ -385,6 +419,20 @@ mod tests {
         assert!(told(drive("C:", "other", "/other")).contains("no letter from D: to Z:"));
         assert!(told(drive("Y:", "other", "/o'; rm -rf /")).contains("no plain absolute path"));
         assert!(told(drive("Y:", "a]\n[b", "/other")).contains("no share's name"));
+        let with = |directory: Option<&str>| Drive {
+            directory: directory.map(PathBuf::from),
+            ..drive("Y:", "other", "/other")
+        };
+        assert!(told(with(None)).contains("no directory of the store"));
+        assert!(told(with(Some("/nix/store/../../etc"))).contains("no directory of the store"));
+        let profile = Profile::built_in("standin").unwrap().with_drives([with(Some("/nix/store/a-tool/x"))]).unwrap();
+        let behind = |number: usize| profile.behind(&profile.drives[number], Path::new("/s"), Path::new("/x"));
+        assert_eq!([behind(0), behind(1), behind(2)], ["/s", "/x", "/s/a-tool/x"].map(|path| Some(path.into())));
+        assert_eq!(
+            profile.behind(&with(Some("/etc")), Path::new("/s"), Path::new("/x")),
+            None,
+            "nothing but the store"
+        );
     }
 
     #[test]

@@ -1,0 +1,153 @@
+"""What machines cost: saving and reviving them, against the way of 2014, and the paths by which a guest reads the store.
+
+All under emulation, so that hosts can be compared. Needs what scripts/guest-kernel and scripts/guest-images make.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+from report import Unmeasured
+
+MIB = 1024 * 1024
+MEMORY = 1024
+SMALL_MEMORY = 256
+# What a guest has in its memory, in MiB: half noise, half text.
+FILL = 384
+GUESTS = 8
+SMALL_FILES = 5000
+LARGE = 200 * MIB
+
+
+class Machines:
+    def __init__(self, work, binary, template, rounds, report):
+        self.work = work
+        self.binary = binary
+        self.template = template
+        self.rounds = max(3, min(10, rounds // 20))
+        self.report = report
+        work.mkdir(parents=True)
+
+    def sections(self):
+        yield (f"A guest of {MEMORY} MiB, saved and revived (median of {self.rounds})", True,
+               [("saved guest", self.saved_guest)])
+        yield f"A pair, revived (median of {self.rounds})", True, [("pair", self.pair)]
+        yield (f"Store reads in a guest ({SMALL_FILES} small files, one of {LARGE // MIB} MiB; against 9p)", True,
+               [("store reads", self.store_reads)])
+
+    # What is there.
+
+    def cache(self, name, variable):
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        places = [os.environ.get(variable), Path(home) / "anchorhold" / name, f"/var/cache/anchorhold/{name}"]
+        found = next((Path(place) for place in places if place and Path(place).is_dir()), None)
+        if not found:
+            raise Unmeasured(f"there is no {name}: scripts/{name} makes it")
+        return found
+
+    def vm(self, *words):
+        images = self.cache("guest-images", "ANCHORHOLD_GUEST_IMAGES")
+        return [str(self.binary), "vm", words[0], "--option", "accel", "tcg", "--option", "vm-cache",
+                str(self.work / "stages"), "--option", "vm-images", str(images), *map(str, words[1:])]
+
+    # The cases.
+
+    def measured(self, memory, fill, guests):
+        if not self.template or not self.template.is_file():
+            raise Unmeasured("the example `template` is not built (no --binary, or build it beside the binary)")
+        kernel = self.cache("guest-kernel", "ANCHORHOLD_GUEST_KERNEL")
+        agent = self.binary.with_name("anchorhold-agent")
+        if not agent.is_file():
+            raise Unmeasured(f"there is no {agent}")
+        directory = self.work / f"template-{memory}"
+        directory.mkdir()
+        done = subprocess.run([self.template, kernel, agent, str(memory), str(fill), str(guests), str(self.rounds),
+                               directory], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        shutil.rmtree(directory)
+        if done.returncode != 0:
+            raise Unmeasured(done.stderr.strip()[-300:])
+        return json.loads(done.stdout)
+
+    def saved_guest(self):
+        big = self.measured(MEMORY, FILL, GUESTS)
+        small = self.measured(SMALL_MEMORY, FILL // 6, 1)
+        running, answer = statistics.median(big["running"]), statistics.median(big["answer"])
+        self.report.row("revived and running, against gzip", running, statistics.median(big["gzip-running"]), 1 / 50)
+        self.report.row(f"  against a guest of {SMALL_MEMORY} MiB", running, statistics.median(small["running"]))
+        self.report.size("revived and answering", answer, 250, "ms")
+        self.report.row("saved, digest and all, against gzip", big["save"], big["gzip-save"])
+        self.report.size("  beyond one write of the memory", max(0, big["save"] - big["write"]), 100, "ms")
+        self.report.row(f"{GUESTS} guests revived, all answering, against one", big["crowd"], answer)
+        self.report.size(f"  proportional memory of each of {GUESTS}", max(big["proportional"]) / 1024, 40, "MiB")
+        self.report.fact("  size on the disk", f"{big['ram'] / MIB:.0f} MiB of memory, {big['device'] / 1024:.0f} KiB "
+                         f"of devices; state.gz {big['gzip-state'] / MIB:.0f} MiB")
+        self.report.fact("  initramfs, not packed", f"{big['initramfs'] / MIB:.1f} MiB")
+
+    def pair(self):
+        took = {}
+        for stage in ("install", "suspend"):
+            took[stage] = timed(self.vm(stage))
+        answers, ends = [], []
+        command = self.vm("revive", "--only-saved", "--", "/bin/echo", "here")
+        for _ in range(self.rounds):
+            begun = time.monotonic()
+            with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                  stderr=subprocess.DEVNULL) as child:
+                said = child.stdout.readline()
+                answers.append((time.monotonic() - begun) * 1000)
+                if said != b"here\n" or child.wait() != 0:
+                    raise Unmeasured("the revived pair did not run its command")
+            ends.append((time.monotonic() - begun) * 1000)
+        answer, end = statistics.median(answers), statistics.median(ends)
+        self.report.size("to the output of a trivial command", answer, 1500, "ms")
+        self.report.row("  against starting both and saving them", answer, took["suspend"])
+        self.report.row("to its end, shares given back, against that", end, answer)
+        self.report.fact("installed", f"{took['install'] / 1000:.1f} s")
+        self.report.fact("started and suspended", f"{took['suspend'] / 1000:.1f} s")
+
+    def store_reads(self):
+        tree = self.work / "tree"
+        for number in range(SMALL_FILES):
+            path = tree / f"{number % 50:02}" / f"{number}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(os.urandom(64) * 64)
+        with open(tree / "large", "wb") as large:
+            for _ in range(LARGE // MIB):
+                large.write(os.urandom(MIB // 2) + bytes(MIB // 2))
+        tree.chmod(0o755)
+        # Seconds of the guest's own clock, with what busybox and coreutils both have.
+        script = ("t() { read now rest </proc/uptime; echo $now; }; cd $0; t; find . -type f ! -name large | "
+                  "xargs cat | wc -c; t; cat large | wc -c; t")
+        paths = {
+            "9p, a Linux machine": ([str(self.binary), "vm", "run", "--option", "accel", "tcg", "--ro",
+                                     f"/tree={tree}", "--", "/bin/sh", "-c", script, "/tree"]),
+            "SMB through the controller": self.vm("revive", "--store", tree, "--", "/bin/sh", "-c", script,
+                                                  "/nix/store"),
+        }
+        found = {}
+        for name, command in paths.items():
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            words = done.stdout.split()
+            if done.returncode != 0 or len(words) != 5 or int(words[1]) != SMALL_FILES * 4096 or int(words[3]) != LARGE:
+                self.report.unmeasured(name, (done.stderr or done.stdout).strip()[-200:])
+                continue
+            begun, between, ended = float(words[0]), float(words[2]), float(words[4])
+            found[name] = ((between - begun) * 1000, (ended - between) * 1000)
+        against = found.get("9p, a Linux machine")
+        if not against:
+            raise Unmeasured("9p, which all are compared with, gave no figure")
+        for name, (small, large) in found.items():
+            self.report.row(f"{name}, small files", small, against[0])
+            self.report.row(f"{name}, the large file", large, against[1])
+
+
+def timed(command):
+    begun = time.monotonic()
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Unmeasured(done.stderr.strip()[-300:])
+    return (time.monotonic() - begun) * 1000
