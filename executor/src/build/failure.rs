@@ -29,8 +29,12 @@ pub fn advice(result: &BuildResult, store: &Store, policy: &Policy) -> Vec<Strin
     lines.extend(policy.again.as_ref().map(|command| format!("to try again: {command} {drv}")));
     match &result.kept {
         Some(kept) => {
+            let machine = kept.join(super::keep::RUN);
             let kept = kept.display();
             lines.push(format!("its build directory is kept in {kept}; to enter its room: anchorhold shell {kept}"));
+            if machine.exists() {
+                lines.push(format!("to enter its machine: {}", machine.display()));
+            }
         }
         None if !policy.keep_failed => lines.push("to look inside: add --keep-failed".to_owned()),
         None => {}

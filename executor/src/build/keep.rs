@@ -18,6 +18,8 @@ use crate::tree;
 pub const BUILD: &str = "build";
 /// The room within what is kept.
 pub const ROOM: &str = "room.json";
+/// What runs a command in the machine of a build that had one, within what is kept.
+pub const RUN: &str = "run-vm";
 
 /// Copies what a failed build left in its build directory to a new directory of ours below the directory for temporary files.
 /// A copy, taken like an output: a builder's own files may be set-id, linked or still open elsewhere. What no copy can be made of, such as
@@ -25,7 +27,12 @@ pub const ROOM: &str = "room.json";
 ///
 /// # Errors
 /// What the file system says; then nothing is kept.
-pub fn keep(scratch: &Scratch, derivation: &Derivation, room: &Room) -> io::Result<(PathBuf, Vec<String>)> {
+pub fn keep(
+    scratch: &Scratch,
+    derivation: &Derivation,
+    room: &Room,
+    machine: Option<&str>,
+) -> io::Result<(PathBuf, Vec<String>)> {
     let kept = make_directory(&std::env::temp_dir(), &derivation.name)?;
     let copied = (|| {
         let from = scratch.open(".")?;
@@ -33,6 +40,9 @@ pub fn keep(scratch: &Scratch, derivation: &Derivation, room: &Room) -> io::Resu
         let left_out =
             tree::salvage(from.as_fd(), "build".as_ref(), into.as_fd(), BUILD.as_ref()).map_err(io::Error::other)?;
         std::fs::write(kept.join(ROOM), serde_json::to_vec_pretty(room)?)?;
+        if let Some(options) = machine {
+            write_script(&kept, options)?;
+        }
         Ok(left_out)
     })();
     match copied {
@@ -42,6 +52,21 @@ pub fn keep(scratch: &Scratch, derivation: &Derivation, room: &Room) -> io::Resu
             Err(error)
         }
     }
+}
+
+/// The script that enters the machine again: a shell on a terminal, or the command that it is given.
+fn write_script(kept: &Path, options: &str) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let program = std::env::current_exe()?;
+    let quoted = |path: &Path| format!("'{}'", path.to_string_lossy().replace('\'', "'\\''"));
+    let text = format!(
+        "#!/bin/sh\n# A shell in the machine of this build, or a command.\nexec {} vm run --kept {} {options} -- \"$@\"\n",
+        quoted(&program),
+        quoted(kept)
+    );
+    let script = kept.join(RUN);
+    std::fs::write(&script, text)?;
+    std::fs::set_permissions(script, std::fs::Permissions::from_mode(0o755))
 }
 
 /// A new directory with Nix's kind of name, 0700: `nix-build-NAME-N`.

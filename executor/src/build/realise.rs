@@ -236,6 +236,7 @@ impl Attempt<'_> {
         let scratch = Scratch::create(&policy.builds, ids.owner()).map_err(|error| self.disk(&error))?;
         let mut settings = policy.environment();
         let machine = Granted::of(&grants, policy.machines.as_ref(), derivation)?;
+        let again = machine.as_ref().and_then(Granted::as_options);
         if let Some(directory) = machine.as_ref().and_then(|granted| granted.build_directory().transpose()) {
             settings.build_directory = directory.map_err(Stopped::misc)?;
         }
@@ -266,7 +267,7 @@ impl Attempt<'_> {
             (Err(stopped), _) if stopped.status == Status::NotDeterministic => {
                 self.result.advice = failure::advice_on_difference(&self.result, store, policy);
             }
-            (Err(_), Some(room)) => self.explain(&scratch, room),
+            (Err(_), Some(room)) => self.explain(&scratch, room, again.as_deref()),
             _ => {}
         }
         done?;
@@ -331,10 +332,10 @@ impl Attempt<'_> {
     }
 
     /// Keeps what a build that failed has left, if that is wanted, and says what to know and to do.
-    fn explain(&mut self, scratch: &Scratch, room: &Room) {
+    fn explain(&mut self, scratch: &Scratch, room: &Room, machine: Option<&str>) {
         let Realiser { store, policy, telling, .. } = *self.realiser;
         if policy.keep_failed {
-            match keep::keep(scratch, self.derivation, room) {
+            match keep::keep(scratch, self.derivation, room, machine) {
                 Ok((kept, left_out)) => {
                     self.result.kept = Some(kept);
                     for file in left_out {
@@ -378,6 +379,7 @@ impl Attempt<'_> {
             command,
         });
         let work = scratch.path().join("machine");
+        let again = machine.as_ref().and_then(Granted::as_options);
         let machine = match &machine {
             Some(granted) => {
                 let owner = slot.ids.as_ref().and_then(Ids::owner);
@@ -446,7 +448,7 @@ impl Attempt<'_> {
         match stopped {
             None => Ok(room),
             Some(stopped) => {
-                self.explain(scratch, &room);
+                self.explain(scratch, &room, again.as_deref());
                 Err(stopped)
             }
         }

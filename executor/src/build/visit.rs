@@ -96,6 +96,13 @@ impl Visit {
     }
 }
 
+impl Visit {
+    /// Whom its room runs under, if not the visitor: uid and gid.
+    pub fn owner(&self) -> Option<(u32, u32)> {
+        self.ids.owner()
+    }
+}
+
 /// What a room is to show and is not there: an input that was collected meanwhile.
 fn gone(entry: &Entry) -> Option<PathBuf> {
     match entry {

@@ -7,13 +7,18 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anchorhold::build::keep;
 use anchorhold::build::launcher::host_for;
+use anchorhold::build::tools::Tools;
+use anchorhold::build::visit::{Streams, Visit};
+use anchorhold::machines::build::{Wishes, in_machine};
+use anchorhold::machines::stages::Registry;
 use anchorhold::machines::{self, Machines, Wanted};
 use anchorhold_sandbox::launcher::Options;
 use anchorhold_sandbox::outcome::{End, exit_status};
 use anchorhold_sandbox::quantity::{Duration, Size};
 use anchorhold_sandbox::room::{Entry, Limits, Output};
-use anchorhold_sandbox::{Launcher, Plan};
+use anchorhold_sandbox::{Launcher, Plan, Room};
 use anchorhold_vmm::exchange;
 use anchorhold_vmm::failure::FailureClass;
 use anchorhold_vmm::linux::Directory;
@@ -72,6 +77,14 @@ struct RunOptions {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Machine")]
     cores: u32,
 
+    /// Give it a blank disk of this size: /dev/vda
+    #[arg(long, value_name = "SIZE", help_heading = "Machine")]
+    disk: Option<Size>,
+
+    /// What a failed build with a machine has left (`--keep-failed`): the machine has what the build had
+    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["ro", "rw", "no_usr", "cwd", "env"], help_heading = "Files")]
+    kept: Option<PathBuf>,
+
     /// Show this directory to the guest, read-only [INSIDE=OUTSIDE]
     #[arg(long, value_name = "PATH", help_heading = "Files")]
     ro: Vec<OsString>,
@@ -104,8 +117,8 @@ struct RunOptions {
     #[arg(long, value_name = "FILE", help_heading = "Reports")]
     result: Option<PathBuf>,
 
-    /// The command and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    /// The command and its arguments; without one, a shell on your terminal
+    #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
@@ -146,8 +159,26 @@ fn not_started(why: impl std::fmt::Display) -> Refused {
 }
 
 fn run_command(options: &RunOptions) -> Result<i32, Refused> {
+    use std::io::IsTerminal;
+    let terminal = options.command.is_empty();
+    if terminal && !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) {
+        return Err(not_started("there is no command, and no terminal for a shell: give a command behind --"));
+    }
     let settings = options.config.load().map_err(not_started)?.settings();
     let machines = Machines::of(&settings);
+    let work = tempfile::Builder::new().prefix("anchorhold-vm-").tempdir();
+    let work = work.map_err(|error| not_started(format_args!("making a directory for temporary files: {error}")))?;
+    let memory = options.memory.map_or(machines.memory, |size| size.bytes(0) >> 20).max(1);
+    if let Some(kept) = &options.kept {
+        let kept = keep::open(kept).map_err(not_started)?;
+        let tools = Tools::choose(None, None, &kept.room.process.program).map_err(not_started)?;
+        let visit = Visit::prepare(kept, None, &tools, Streams::NoInput, &options.command).map_err(not_started)?;
+        let disk = options.disk.map(|size| size.bytes(0));
+        let wishes = Wishes::of_person(memory, options.cores.clamp(1, 255), disk, terminal);
+        let mut room = in_machine(&visit.room, &machines, &wishes, work.path(), visit.owner()).map_err(not_started)?;
+        room.limits.time = options.timeout;
+        return run_room(options, &room, &machines::build::result(work.path()));
+    }
     let mut view = machines::plain_view();
     // Both outside and in the room; the guest finds each at its own place.
     let mut shown = Vec::new();
@@ -173,18 +204,19 @@ fn run_command(options: &RunOptions) -> Result<i32, Refused> {
         let (inside, outside) = shared(spelled)?;
         show(inside, outside, writable);
     }
-    let work = tempfile::Builder::new().prefix("anchorhold-vm-").tempdir();
-    let work = work.map_err(|error| not_started(format_args!("making a directory for temporary files: {error}")))?;
     let ids = machines::Ids::take(settings.build_users_group.as_deref()).map_err(not_started)?;
-    let memory = options.memory.map_or(machines.memory, |size| size.bytes(0) >> 20);
     let wanted = Wanted {
         name: "guest".to_owned(),
-        memory: memory.max(1),
+        memory,
         cores: options.cores.clamp(1, 255),
         view,
-        disk: None,
-        command: guest_command(&options.command, &options.cwd, &options.env)?,
+        disk: options.disk.map(|size| size.bytes(0)),
+        command: match terminal {
+            true => guest_command(&shell(), &options.cwd, &options.env)?,
+            false => guest_command(&options.command, &options.cwd, &options.env)?,
+        },
         streams_apart: true,
+        terminal,
         hooks: Vec::new(),
         limit: None,
     };
@@ -197,9 +229,24 @@ fn run_command(options: &RunOptions) -> Result<i32, Refused> {
         shown,
         outside: ids.outside(),
         limits: Limits { time: options.timeout, ..Limits::default() },
-        output: Output::Pipe,
+        output: if terminal { Output::Terminal } else { Output::Pipe },
     });
-    let plan = Plan::compile(&room, &host_for(&room)).map_err(not_started)?;
+    run_room(options, &room, &prepared.result)
+}
+
+/// A shell that has the console as its terminal, as large as ours: a serial line tells nobody its size.
+fn shell() -> Vec<OsString> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout());
+    let (rows, columns) = size.map_or((24, 80), |size| (size.ws_row, size.ws_col));
+    let term = std::env::var("TERM").unwrap_or_else(|_| "vt100".to_owned());
+    let script = format!("stty rows {rows} cols {columns}; export TERM='{}'; exec bash -i", term.replace('\'', ""));
+    ["setsid", "--ctty", "--wait", "sh", "-c", &script].map(OsString::from).into()
+}
+
+/// Enters the room of a machine; the exit status.
+fn run_room(options: &RunOptions, room: &Room, result: &Path) -> Result<i32, Refused> {
+    let _known = Registry::open().and_then(|all| all.register("linux", "run", result)).map_err(not_started)?;
+    let plan = Plan::compile(room, &host_for(room)).map_err(not_started)?;
     for weakening in &plan.weakenings {
         complain(format_args!("warning: {} is weaker: {}", weakening.layer, weakening.what));
     }
@@ -210,7 +257,7 @@ fn run_command(options: &RunOptions) -> Result<i32, Refused> {
     let reports = [(&options.console, machines::supervisor::CONSOLE), (&options.result, machines::supervisor::REPORT)];
     for (file, name) in reports {
         if let Some(file) = file {
-            copy(&prepared.result.join(name), file)
+            copy(&result.join(name), file)
                 .map_err(|error| not_started(format_args!("writing {}: {error}", file.display())))?;
         }
     }

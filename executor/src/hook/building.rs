@@ -223,6 +223,7 @@ impl Attempt<'_> {
             command,
         });
         let work = scratch.path().join("machine");
+        let again = machine.as_ref().and_then(Granted::as_options);
         let machine = match &machine {
             Some(granted) => {
                 let made = granted.enclose(&room, &work, ids.owner()).map_err(Stopped::misc)?;
@@ -274,7 +275,7 @@ impl Attempt<'_> {
         }
         self.result.account = Some(ended.account);
         if policy.keep_failed {
-            match keep::keep(scratch, derivation, &room) {
+            match keep::keep(scratch, derivation, &room, again.as_deref()) {
                 Ok((kept, _)) => telling.notice(&format!("note: keeping build directory '{}'", kept.display())),
                 Err(error) => telling.warn(&format!("the failed build could not be kept: {error}")),
             }

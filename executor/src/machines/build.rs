@@ -33,6 +33,8 @@ pub struct Wishes {
     before: Option<String>,
     /// What runs in the room after the machine (`postVM`).
     after: Option<String>,
+    /// Whether the program has the machine's console as its terminal: no wish of a derivation's.
+    pub terminal: bool,
     /// Which guest (`vmImage`), of those that a pair can have.
     pub image: Option<String>,
     /// Further drives of such a guest (`drives`): the letter, and the path of the store behind it.
@@ -94,6 +96,7 @@ impl Wishes {
             memory: memory.transpose()?,
             cores: cores.transpose()?,
             disk: disk.transpose()?,
+            terminal: false,
             before: script("preVM"),
             after: script("postVM"),
             image: text("vmImage").filter(|name| !name.is_empty()),
@@ -112,6 +115,11 @@ impl Wishes {
 }
 
 impl Wishes {
+    /// Those of a person: memory in MiB, processors, bytes of a blank disk.
+    pub fn of_person(memory: u64, cores: u32, disk: Option<u64>, terminal: bool) -> Self {
+        Self { memory: Some(memory), cores: Some(cores), disk, terminal, ..Self::default() }
+    }
+
     /// The machine's memory, in MiB.
     pub fn memory(&self, machines: &Machines) -> u64 {
         self.memory.unwrap_or(machines.memory)
@@ -226,6 +234,7 @@ pub fn in_machine(
         disk: wishes.disk,
         command,
         streams_apart: false,
+        terminal: wishes.terminal,
         hooks: wishes.hooks(process),
         limit: None,
     };
@@ -244,7 +253,7 @@ pub fn in_machine(
         shown,
         outside: room.identity.outside,
         limits: room.limits.clone(),
-        output: Output::Log,
+        output: if wishes.terminal { Output::Terminal } else { Output::Log },
     });
     if has_hooks {
         made.process.environment.clone_from(&process.environment);

@@ -77,6 +77,15 @@ impl<'a> Granted<'a> {
         }
     }
 
+    /// The options of `anchorhold vm run` that make the same machine; none for a guest beside a controller.
+    pub fn as_options(&self) -> Option<String> {
+        if self.guest.is_some() {
+            return None;
+        }
+        let disk = self.wishes.disk.map_or_else(String::new, |bytes| format!(" --disk {bytes}"));
+        Some(format!("--memory {}M --cores {}{disk}", self.wishes.memory(self.machines), self.wishes.cores()))
+    }
+
     /// What a person is told of it; `room` is the machine's.
     pub fn in_words(&self, room: &Room) -> String {
         let kind = match &self.guest {

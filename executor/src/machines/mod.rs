@@ -16,6 +16,7 @@ pub mod pair;
 pub mod room;
 pub mod stages;
 pub mod supervisor;
+pub mod typing;
 
 use std::fs;
 use std::io;
@@ -209,6 +210,8 @@ pub struct Wanted {
     pub command: Command,
     /// Whether standard error is told apart from standard output.
     pub streams_apart: bool,
+    /// Whether it has the machine's console as its terminal.
+    pub terminal: bool,
     /// Programs around it, in the room.
     pub hooks: Vec<Hook>,
     /// How long it may take, in milliseconds.
@@ -313,6 +316,7 @@ pub fn prepare(
         cores: wanted.cores,
         view: wanted.view.clone(),
         disk: wanted.disk.map(|_| disk_in_room()),
+        terminal: wanted.terminal,
         user: (0, 0),
         streams_apart: wanted.streams_apart,
         boot_limit: 120_000,

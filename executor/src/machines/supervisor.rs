@@ -10,8 +10,11 @@ use anchorhold_vmm::exchange;
 use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::linux::{self, Done, End};
 use anchorhold_vmm::pair;
+use anchorhold_vmm::visitors::Visitors;
 use serde::{Deserialize, Serialize};
 
+use super::stages::inside::SOCKETS;
+use super::typing::Typing;
 use super::{COMMAND, Hook, ORDER, Order, Work, room};
 
 /// The report's file.
@@ -160,7 +163,15 @@ fn in_guest(order: &Order, command: exchange::Command) -> Result<Report, Failure
     };
     let console = Path::new(room::RESULT).join(CONSOLE);
     let (done, accelerator) = match &order.work {
-        Work::Linux(job) => (linux::run(job, command, &console, &mut output)?, job.accelerator),
+        Work::Linux(job) => {
+            let socket = Path::new(room::RESULT).join(SOCKETS[0]);
+            let visitors = Visitors::at(&socket)
+                .map_err(|error| Failure::new(FailureClass::QemuRefused, format!("{}: {error}", socket.display())))?;
+            if job.terminal {
+                Typing::begin(&socket)?;
+            }
+            (linux::run(job, command, &console, visitors, &mut output)?, job.accelerator)
+        }
         Work::Pair(job) => {
             let place = Path::new(room::RESULT);
             (pair::job::run(job, &command, place, &mut output)?, job.pair.accelerator)

@@ -140,6 +140,25 @@ fn a_disk_of_its_own_is_the_guests_and_the_scripts_around_it() {
 }
 
 #[test]
+fn a_failed_build_leaves_what_runs_in_its_machine_again() {
+    let Some(mut store) = Store::new() else { return };
+    store.settings.push(("keep-failed", "true".into()));
+    let told = store.failure("echo from the build >note; exit 4", json!({ "vmMemory": "700", "vmCores": "2" }));
+    let script = told.lines().find_map(|line| line.trim().strip_prefix("to enter its machine: "));
+    let script = script.unwrap_or_else(|| panic!("{told}"));
+    let kept = script.strip_suffix("/run-vm").unwrap();
+    let run = |words: &[&str]| Command::new(script).args(words).stdin(Stdio::null()).output().unwrap();
+    let output = run(&["sh", "-c", "cat note; pwd; nproc; uname -r; echo by hand >>note; exit 5"]);
+    let kernel = anchorhold_tests::machines::kernel().unwrap().version;
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), format!("from the build\n/build\n2\n{kernel}\n"), "{}", text(&output.stderr));
+    assert_eq!(std::fs::read_to_string(format!("{kept}/build/note")).unwrap(), "from the build\nby hand\n");
+    // Without a terminal there is no shell.
+    assert_eq!(run(&[]).status.code(), Some(125));
+    std::fs::remove_dir_all(kept).unwrap();
+}
+
+#[test]
 fn a_build_without_a_status_is_a_failure_with_its_class() {
     let Some(store) = Store::new() else { return };
     let script = "echo made >$out; $b sync; echo c >/proc/sysrq-trigger; while :; do :; done";

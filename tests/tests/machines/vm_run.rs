@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use anchorhold_tests::room::anchorhold;
 use anchorhold_tests::running::Running;
+use anchorhold_tests::terminal::Terminal;
 use anchorhold_tests::{PATIENCE, host};
 use serde_json::Value;
 
@@ -40,6 +41,42 @@ fn the_status_and_both_streams_are_the_commands_own() {
     for status in [0, 120, 255] {
         assert_eq!(shell(&[], &format!("exit {status}")).status.code(), Some(status));
     }
+}
+
+#[test]
+fn without_a_command_it_is_a_shell_on_the_callers_terminal() {
+    let Some(kernel) = anchorhold_tests::machines::guest_kernel() else { return };
+    let mut command = Command::new(anchorhold());
+    command.args(["vm", "run", "--option", "accel", "tcg"]);
+    let mut terminal = Terminal::start(&command);
+    terminal.shows("# ");
+    terminal.types("uname -r\r");
+    terminal.shows(&format!("\r\n{}\r\n", kernel.version));
+    // What is typed reaches programs, and keys mean there what they mean everywhere.
+    terminal.types("cat\r");
+    terminal.types("word\r");
+    terminal.shows("word\r\nword\r\n");
+    terminal.types("\x03");
+    terminal.types("echo status $?; exit 7\r");
+    terminal.shows("status 130");
+    let (shown, status) = terminal.to_the_end();
+    assert_eq!(status, 7, "{shown}");
+}
+
+#[test]
+fn without_a_command_and_without_a_terminal_it_says_so() {
+    let output = Command::new(anchorhold()).args(["vm", "run"]).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(text(&output.stderr).contains("give a command behind --"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_disk_that_is_asked_for_is_there_and_blank() {
+    if !has_machines() {
+        return;
+    }
+    let output = shell(&["--disk", "8M"], "cat /sys/block/vda/size; cmp -n 8388608 /dev/vda /dev/zero && echo blank");
+    assert_eq!(text(&output.stdout), "16384\nblank\n", "{}", text(&output.stderr));
 }
 
 #[test]

@@ -25,6 +25,7 @@ use crate::qemu::Installed;
 use crate::readiness::Wait;
 use crate::report::{MountRequest, PORT_NAME, RunRequest, Streams, What};
 use crate::spec::{Accelerator, Drive, DriveBus, DriveFormat, MachineSpec, Share, ShareKind};
+use crate::visitors::Visitors;
 
 /// How the guest reads and writes a directory of its host by 9p. Nobody but the guest changes it while the guest runs, so it may
 /// keep what it has read; measured twice as fast as without for many small files, and ten times with the default message size.
@@ -55,6 +56,9 @@ pub struct Job {
     /// The image, byte for byte, of a disk that is the guest's alone: `/dev/vda`.
     #[serde(default)]
     pub disk: Option<PathBuf>,
+    /// Whether the program has the machine's console as its terminal: it says nothing then, and a visitor types.
+    #[serde(default)]
+    pub terminal: bool,
     /// As which user and group the program runs.
     pub user: (u32, u32),
     /// Whether standard error is told apart from standard output.
@@ -247,7 +251,7 @@ impl Job {
     }
 }
 
-/// Starts the machine, runs `command` in it, and ends the machine. The console goes to `console_log`.
+/// Starts the machine, runs `command` in it, and ends the machine. The console goes to `console_log`, and to `visitors`.
 ///
 /// # Errors
 /// A [`Failure`] whenever there is no status of the command.
@@ -255,6 +259,7 @@ pub fn run(
     job: &Job,
     command: Command,
     console_log: &Path,
+    visitors: Visitors,
     output: &mut dyn FnMut(bool, &[u8]) -> io::Result<()>,
 ) -> Result<Done, Failure> {
     let installed = Installed::find(job.qemu.as_deref(), std::env::var_os("PATH").as_deref())?;
@@ -264,7 +269,12 @@ pub fn run(
     let mut machine = Machine::start(
         &installed,
         &spec,
-        Run { console_log: Some(console_log.to_owned()), console_limit: job.console_limit, ..Run::default() },
+        Run {
+            console_log: Some(console_log.to_owned()),
+            console_limit: job.console_limit,
+            visitors: Some(visitors),
+            ..Run::default()
+        },
     )?;
     machine.go()?;
     let mut agent = Agent::default();
@@ -276,7 +286,11 @@ pub fn run(
     let request = RunRequest {
         command: Ok(command),
         user: Some(job.user),
-        streams: if job.streams_apart { Streams::Apart } else { Streams::Together },
+        streams: match (job.terminal, job.streams_apart) {
+            (true, _) => Streams::Console,
+            (false, true) => Streams::Apart,
+            (false, false) => Streams::Together,
+        },
         alone: true,
     };
     let end = agent.run(&mut machine, request, &Wait::new("the command's status", limit), output)?;

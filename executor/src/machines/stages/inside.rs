@@ -1,8 +1,7 @@
 //! The payload of a stage's room: makes the stage, or revives a pair; writes down how it went.
 
 use std::fs;
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,6 +19,7 @@ use anchorhold_vmm::visitors::Visitors;
 use serde::{Deserialize, Serialize};
 
 use crate::machines::supervisor::{REPORT, Report};
+use crate::machines::typing::Typing;
 use crate::machines::{COMMAND, ORDER, room};
 
 /// The hidden subcommand that is the payload of a stage's room.
@@ -212,9 +212,8 @@ fn revive(
         standing.set_clock(seconds)?;
     }
     if session {
-        let typing = Typing::begin()?;
+        Typing::begin(&Path::new(room::RESULT).join(SOCKETS[1]))?;
         let end = standing.session(&job.pair.store, &job.pair.exchange);
-        drop(typing);
         return end;
     }
     let mut output = |is_error: bool, bytes: &[u8]| -> io::Result<()> {
@@ -274,41 +273,4 @@ fn last_line(log: &Path) -> Option<String> {
     file.read_exact_at(&mut end, from).ok()?;
     let mut lines = anchorhold_vmm::lines::Lines::default();
     lines.feed(&end).into_iter().rfind(|line| !line.trim().is_empty())
-}
-
-/// A person's terminal at the controller's console, where the session runs: two threads that pass bytes on.
-struct Typing;
-
-impl Typing {
-    fn begin() -> Result<Self, Failure> {
-        let failed = |error: io::Error| broken("the terminal", &error);
-        let stdin = io::stdin();
-        if let Ok(mut terminal) = rustix::termios::tcgetattr(&stdin) {
-            // The guest's terminal echoes, and knows what each key means.
-            terminal.make_raw();
-            rustix::termios::tcsetattr(&stdin, rustix::termios::OptionalActions::Now, &terminal)
-                .map_err(|errno| failed(errno.into()))?;
-        }
-        let mut visitor = UnixStream::connect(Path::new(room::RESULT).join(SOCKETS[1])).map_err(failed)?;
-        visitor.write_all(b"console\n").map_err(failed)?;
-        let mut from = visitor.try_clone().map_err(failed)?;
-        std::thread::spawn(move || {
-            let mut piece = [0; 4096];
-            while let Ok(length @ 1..) = from.read(&mut piece) {
-                let mut out = io::stdout().lock();
-                if out.write_all(&piece[..length]).and_then(|()| out.flush()).is_err() {
-                    return;
-                }
-            }
-        });
-        std::thread::spawn(move || {
-            let mut piece = [0; 4096];
-            while let Ok(length @ 1..) = io::stdin().read(&mut piece) {
-                if visitor.write_all(&piece[..length]).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(Self)
-    }
 }
