@@ -96,6 +96,9 @@ const KNOWN_SOCKETS: &[&str] = &[
     "/nix/var/nix/daemon-socket/socket",
 ];
 
+/// How many folders of a path are looked at first, with the root.
+const SHALLOW: usize = 5;
+
 /// Connects to every socket file on every mount. Where most of them are is looked at first.
 fn sockets_on_mounts(world: &World) -> Finding {
     const VIRTUAL: [&str; 8] = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "debugfs", "securityfs"];
@@ -112,19 +115,26 @@ fn sockets_on_mounts(world: &World) -> Finding {
     // The last is the first to be walked; the first leads to all of them.
     let tops = ["/", "/dev", "/var", "/tmp", "/run", "/var/tmp"];
     let mut seen = BTreeMap::new();
-    let whole = files::walk(&tops, |path, found| {
-        if found.file_type().is_socket() && !seen.contains_key(path) {
-            let answer = match connected(&path_address(path.as_os_str().as_bytes())) {
-                Err(libc::EPROTOTYPE) => Ok(0),
-                result => result.map(|socket| {
-                    calls::close(socket);
-                    0
-                }),
-            };
-            seen.insert(path.to_owned(), answer);
-        }
-        if is_left_out(path) || is_others(path) { Descend::No } else { Descend::Yes }
-    });
+    let mut whole = false;
+    let mut look = |deepest: usize| {
+        whole = files::walk(&tops, |path, found| {
+            if found.file_type().is_socket() && !seen.contains_key(path) {
+                let answer = match connected(&path_address(path.as_os_str().as_bytes())) {
+                    Err(libc::EPROTOTYPE) => Ok(0),
+                    result => result.map(|socket| {
+                        calls::close(socket);
+                        0
+                    }),
+                };
+                seen.insert(path.to_owned(), answer);
+            }
+            let is_deep = path.components().count() > deepest;
+            if is_deep || is_left_out(path) || is_others(path) { Descend::No } else { Descend::Yes }
+        });
+        seen.values().any(Result::is_ok)
+    };
+    // Sockets are rarely deep, and the time for all of a large tree is short.
+    let _ = look(SHALLOW) || look(usize::MAX);
     let open: Vec<String> =
         seen.iter().filter(|(_, answer)| answer.is_ok()).map(|(path, _)| path.display().to_string()).collect();
     let told = format!("{} socket files{}", seen.len(), if whole { "" } else { ", as far as was looked" });
