@@ -172,6 +172,15 @@ pub fn known_outputs(derivation: &Derivation) -> BTreeMap<String, StorePath> {
         .collect()
 }
 
+/// What one builder is given by policy.
+struct Given {
+    grants: super::room::Grants,
+    /// Paths of the operator's.
+    paths: Vec<SandboxPath>,
+    /// As the builder names it.
+    build_directory: String,
+}
+
 impl Attempt<'_> {
     fn run(&mut self, slot: &mut Slot) -> Result<Status, Stopped> {
         let Realiser { store, policy, telling, check } = *self.realiser;
@@ -240,8 +249,8 @@ impl Attempt<'_> {
                 .map_err(|why| Stopped::new(Status::PermanentFailure, format!("failed: {why}")))?;
             None
         } else {
-            let build_dir = settings.build_directory;
-            Some(self.run_builder(slot, &scratch, &inputs, extra_paths, grants, &build_dir, command)?)
+            let given = Given { grants, paths: extra_paths, build_directory: settings.build_directory };
+            Some(self.run_builder(slot, &scratch, &inputs, given, command)?)
         };
         let done = self.take_outputs(slot, &scratch, &inputs, &options);
         match (&done, &room) {
@@ -336,12 +345,11 @@ impl Attempt<'_> {
         slot: &mut Slot,
         scratch: &Scratch,
         inputs: &[StorePath],
-        extra_paths: Vec<SandboxPath>,
-        grants: super::room::Grants,
-        build_directory: &str,
+        given: Given,
         command: BuilderInput,
     ) -> Result<Room, Stopped> {
         let Realiser { store, policy, telling, .. } = *self.realiser;
+        let Given { grants, paths, build_directory } = given;
         for file in &command.files {
             scratch.write(&file.name, &file.contents).map_err(|error| self.disk(&error))?;
         }
@@ -352,8 +360,8 @@ impl Attempt<'_> {
             real_store: &store.real_dir(),
             inputs,
             scratch: ScratchPaths { store: &store_dir, build: &build_dir, tmp: &tmp_dir },
-            build_dir: build_directory,
-            sandbox_paths: &[policy.sandbox_paths.as_slice(), &extra_paths].concat(),
+            build_dir: &build_directory,
+            sandbox_paths: &[policy.sandbox_paths.as_slice(), &paths].concat(),
             shm_size: policy.shm_size,
             grants,
             fetch: policy.fetch.clone(),
