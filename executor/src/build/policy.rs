@@ -100,6 +100,11 @@ pub enum Rejection {
         /// What to do.
         advice: &'static str,
     },
+    /// It wants two kinds of machine.
+    #[error(
+        "it requires both ‘linux-vm’ and ‘windows-vm’, and a builder runs in one guest: split the derivation in two"
+    )]
+    TwoMachines,
     /// It wants to be built outside a room.
     #[error(
         "it sets ‘__noChroot’, and builds without a room are refused: take the attribute out, or set `sandbox = \"relaxed\"` if this one may see the host's files and network"
@@ -202,6 +207,9 @@ impl Policy {
             return Err(Rejection::HostPath(path.clone()));
         }
         let requires = |word: &str| options.required_system_features.contains(word);
+        if requires(LINUX_VM) && requires(WINDOWS_VM) {
+            return Err(Rejection::TwoMachines);
+        }
         Ok(Grants {
             kvm: requires(KVM),
             nested: requires(NESTED),

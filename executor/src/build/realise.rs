@@ -191,6 +191,17 @@ pub fn known_outputs(derivation: &Derivation) -> BTreeMap<String, StorePath> {
         .collect()
 }
 
+/// What one builder is given by policy.
+struct Given<'a> {
+    grants: super::room::Grants,
+    /// The machine around it.
+    machine: Option<Granted<'a>>,
+    /// Paths of the operator's.
+    paths: Vec<SandboxPath>,
+    /// As the builder names it.
+    build_directory: String,
+}
+
 impl Attempt<'_> {
     fn run(&mut self, slot: &mut Slot) -> Result<Status, Stopped> {
         let Realiser { store, policy, telling, check } = *self.realiser;
@@ -258,8 +269,9 @@ impl Attempt<'_> {
                 .map_err(|why| Stopped::new(Status::PermanentFailure, format!("failed: {why}")))?;
             None
         } else {
-            let place = (&scratch, settings.build_directory.as_str());
-            Some(self.run_builder(slot, place, &inputs, extra_paths, (grants, machine), command)?)
+            let build_directory = settings.build_directory;
+            let given = Given { grants, machine, paths: extra_paths, build_directory };
+            Some(self.run_builder(slot, &scratch, &inputs, given, command)?)
         };
         let done = self.take_outputs(slot, &scratch, &inputs, &options);
         match (&done, &room) {
@@ -352,13 +364,13 @@ impl Attempt<'_> {
     fn run_builder(
         &mut self,
         slot: &mut Slot,
-        (scratch, build_directory): (&Scratch, &str),
+        scratch: &Scratch,
         inputs: &[StorePath],
-        extra_paths: Vec<SandboxPath>,
-        (grants, machine): (super::room::Grants, Option<Granted<'_>>),
+        given: Given<'_>,
         command: BuilderInput,
     ) -> Result<Room, Stopped> {
         let Realiser { store, policy, telling, .. } = *self.realiser;
+        let Given { grants, machine, paths, build_directory } = given;
         for file in &command.files {
             scratch.write(&file.name, &file.contents).map_err(|error| self.disk(&error))?;
         }
@@ -369,8 +381,8 @@ impl Attempt<'_> {
             real_store: &store.real_dir(),
             inputs,
             scratch: ScratchPaths { store: &store_dir, build: &build_dir, tmp: &tmp_dir },
-            build_dir: build_directory,
-            sandbox_paths: &[policy.sandbox_paths.as_slice(), &extra_paths].concat(),
+            build_dir: &build_directory,
+            sandbox_paths: &[policy.sandbox_paths.as_slice(), &paths].concat(),
             shm_size: policy.shm_size,
             grants,
             fetch: policy.fetch.clone(),

@@ -227,6 +227,14 @@ fn nobody_is_reached_from_the_wire() {
         let (_, said) = run(&mut pair, &format!("timeout 4 nslookup example.com {server} 2>&1"));
         assert!(!said.contains("Name:"), "{said}");
     }
+    // Another pair, at the same addresses, is somewhere else.
+    let Some(other) = World::new() else { return };
+    let mut others = other.mounted();
+    world.mount(&mut pair);
+    fs::write(world.exchange().join("one"), "").unwrap();
+    fs::write(other.exchange().join("other"), "").unwrap();
+    assert_eq!(run(&mut pair, "ls /xchg").1, "one\n");
+    assert_eq!(run(&mut others, "ls /xchg").1, "other\n");
     // The controller is the only neighbour.
     let (_, said) = run(&mut pair, "cat /proc/net/arp; ip route; ip -6 route 2>/dev/null");
     assert!(!said.contains("default"), "{said}");

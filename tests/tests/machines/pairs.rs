@@ -44,7 +44,8 @@ const SCRIPT: &str = "echo said; echo complained >&2
     $b ip addr show eth0 | $b grep -o 'inet [0-9./]*' >>$out/where
     $b nc 192.168.0.2 445 </dev/null && echo server >>$out/where
     $b ls /run/drives/t >>$out/where
-    echo in-build >note; $b cat /xchg/build/note >>$out/where";
+    echo in-build >note; $b cat /xchg/build/note >>$out/where
+    $b sleep 1000 & echo left";
 
 fn made(store: &Store) -> (String, std::path::PathBuf) {
     let drives = format!("T:={}", store.tools);
@@ -88,6 +89,37 @@ fn a_builder_does_not_see_who_serves_its_guest() {
         assert_eq!(by_pair.file_name(), by_direct.file_name());
         let same = std::process::Command::new("diff").arg("-r").args([&by_pair, &by_direct]).output().unwrap();
         assert!(same.status.success(), "{same:?}");
+    }
+}
+
+/// Everybody whom a guest might reach is asked, from inside of it, while somebody listens on all addresses of the host.
+#[test]
+fn a_guest_reaches_its_server_and_nobody_else() {
+    let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok(), "the host itself reaches it");
+    let own = std::process::Command::new("hostname").arg("-I").output().map(|output| output.stdout).unwrap_or_default();
+    let own = String::from_utf8_lossy(&own).into_owned();
+    let mut all = vec!["127.0.0.1", "10.0.2.2", "192.168.0.2", "192.168.0.254", "169.254.169.254"];
+    all.extend(own.split_whitespace().filter(|one| one.contains('.')));
+    let script = "for a in $all; do $b nc -w 1 $a $port </dev/null && echo reached $a; done
+        for s in 192.168.0.2 192.168.0.253 192.168.0.254 10.0.2.3; do
+        $b timeout 3 $b nslookup example.com $s 2>&1 | $b grep -A1 ^Name: && echo resolved by $s; done
+        $b nc -w 5 192.168.0.2 445 </dev/null && echo the server answers; echo asked >$out";
+    let mut topologies = vec!["direct"];
+    if heavy_tests_are_wanted() {
+        topologies.push("pair");
+    }
+    for topology in topologies {
+        if topology == "direct" && !Path::new("/usr/sbin/smbd").exists() {
+            skip("there is no smbd here");
+            continue;
+        }
+        let Some(store) = store_with(topology) else { return };
+        let output = store.build(script, json!({ "all": all.join(" "), "port": port.to_string() }));
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && told.contains("made> the server answers"), "{told}");
+        assert!(!told.contains("made> reached") && !told.contains("made> resolved"), "{topology}: {told}");
     }
 }
 
