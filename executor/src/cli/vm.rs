@@ -4,6 +4,7 @@ mod stages;
 mod visit;
 
 use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -95,8 +96,8 @@ struct RunOptions {
     #[arg(long, value_name = "FILE", help_heading = "Reports")]
     result: Option<PathBuf>,
 
-    /// The command and its arguments
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    /// The command and its arguments; on a terminal, a shell at the machine's console without one
+    #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
@@ -167,14 +168,21 @@ fn run_command(options: &RunOptions) -> Result<i32, Refused> {
     let work = tempfile::Builder::new().prefix("anchorhold-vm-").tempdir();
     let work = work.map_err(|error| not_started(format_args!("making a directory for temporary files: {error}")))?;
     let ids = machines::Ids::take(settings.build_users_group.as_deref()).map_err(not_started)?;
+    let is_interactive = options.command.is_empty();
+    let words = match options.command.as_slice() {
+        [] if !std::io::stdin().is_terminal() => return Err(not_started("there is no command, and no terminal to sit at")),
+        [] => vec!["/bin/sh".into()],
+        words => words.to_vec(),
+    };
     let memory = options.memory.map_or(machines.memory, |size| size.bytes(0) >> 20);
     let wanted = Wanted {
         name: "guest".to_owned(),
         memory: memory.max(1),
         cores: options.cores.clamp(1, 255),
         view,
-        command: guest_command(&options.command, &options.cwd, &options.env)?,
+        command: guest_command(&words, &options.cwd, &options.env)?,
         streams_apart: true,
+        terminal: is_interactive,
         hooks: Vec::new(),
         limit: None,
     };
@@ -187,7 +195,7 @@ fn run_command(options: &RunOptions) -> Result<i32, Refused> {
         shown,
         outside: ids.outside(),
         limits: Limits { time: options.timeout, ..Limits::default() },
-        output: Output::Pipe,
+        output: if is_interactive { Output::Terminal } else { Output::Pipe },
     });
     let plan = Plan::compile(&room, &host_for(&room)).map_err(not_started)?;
     for weakening in &plan.weakenings {

@@ -213,6 +213,7 @@ pub fn in_machine(
         view,
         command,
         streams_apart: false,
+        terminal: false,
         hooks: wishes.hooks(process),
         limit: None,
     };

@@ -80,6 +80,8 @@ pub struct Machines {
     pub memory: u64,
     /// Where kernels that were made ready are kept.
     pub cache: PathBuf,
+    /// Where installed disks and saved pairs are kept.
+    pub stages: PathBuf,
     /// The guest of a pair whose build does not say; without one there are no pairs.
     pub guest: Option<String>,
     /// The folder with the images of guests and of the controller.
@@ -100,6 +102,7 @@ impl Machines {
             accelerator: settings.accel.clone(),
             memory: (settings.vm_memory >> 20).max(1),
             cache: cache(),
+            stages: stages::cache_root(settings),
             guest: settings.vm_guest.clone(),
             images: settings.vm_images.clone(),
             exchange: settings.vm_exchange,
@@ -206,6 +209,8 @@ pub struct Wanted {
     pub command: Command,
     /// Whether standard error is told apart from standard output.
     pub streams_apart: bool,
+    /// Whether a person sits at its console, where the program runs then.
+    pub terminal: bool,
     /// Programs around it, in the room.
     pub hooks: Vec<Hook>,
     /// How long it may take, in milliseconds.
@@ -295,6 +300,7 @@ pub fn prepare(
         view: wanted.view.clone(),
         user: (0, 0),
         streams_apart: wanted.streams_apart,
+        visitors: wanted.terminal.then(|| Path::new(room::RESULT).join(stages::inside::SOCKETS[0])),
         boot_limit: 120_000,
         boot_stall: 30_000,
         limit: wanted.limit,

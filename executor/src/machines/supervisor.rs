@@ -12,6 +12,7 @@ use anchorhold_vmm::linux::{self, Done, End};
 use anchorhold_vmm::pair;
 use serde::{Deserialize, Serialize};
 
+use super::stages::inside::Typing;
 use super::{COMMAND, Hook, ORDER, Order, Work, room};
 
 /// The report's file.
@@ -160,7 +161,12 @@ fn in_guest(order: &Order, command: exchange::Command) -> Result<Report, Failure
     };
     let console = Path::new(room::RESULT).join(CONSOLE);
     let (done, accelerator) = match &order.work {
-        Work::Linux(job) => (linux::run(job, command, &console, &mut output)?, job.accelerator),
+        Work::Linux(job) => {
+            let typing = job.visitors.as_deref().map(Typing::at).transpose()?;
+            let done = linux::run(job, command, &console, &mut output)?;
+            drop(typing);
+            (done, job.accelerator)
+        }
         Work::Pair(job) => {
             let place = Path::new(room::RESULT);
             (pair::job::run(job, &command, place, &mut output)?, job.pair.accelerator)

@@ -25,6 +25,7 @@ use crate::qemu::Installed;
 use crate::readiness::Wait;
 use crate::report::{MountRequest, PORT_NAME, RunRequest, Streams, What};
 use crate::spec::{Accelerator, MachineSpec, Share, ShareKind};
+use crate::visitors::Visitors;
 
 /// How the guest reads and writes a directory of its host by 9p. Nobody but the guest changes it while the guest runs, so it may
 /// keep what it has read; measured twice as fast as without for many small files, and ten times with the default message size.
@@ -56,6 +57,9 @@ pub struct Job {
     pub user: (u32, u32),
     /// Whether standard error is told apart from standard output.
     pub streams_apart: bool,
+    /// A person is at the console, where the program runs then: by this socket.
+    #[serde(default)]
+    pub visitors: Option<PathBuf>,
     /// How long the guest may take until its agent is ready, in milliseconds.
     pub boot_limit: u64,
     /// How long a guest that starts may do nothing, in milliseconds.
@@ -248,10 +252,13 @@ pub fn run(
     let spec = job.spec();
     installed.check(&spec)?;
     let begun = Instant::now();
+    let visitors = job.visitors.as_deref().map(Visitors::at).transpose().map_err(|error| {
+        Failure::new(FailureClass::QemuRefused, format!("making the socket for visitors: {error}"))
+    })?;
     let mut machine = Machine::start(
         &installed,
         &spec,
-        Run { console_log: Some(console_log.to_owned()), console_limit: job.console_limit, ..Run::default() },
+        Run { console_log: Some(console_log.to_owned()), console_limit: job.console_limit, visitors, ..Run::default() },
     )?;
     machine.go()?;
     let mut agent = Agent::default();
@@ -263,7 +270,11 @@ pub fn run(
     let request = RunRequest {
         command: Ok(command),
         user: Some(job.user),
-        streams: if job.streams_apart { Streams::Apart } else { Streams::Together },
+        streams: match (&job.visitors, job.streams_apart) {
+            (Some(_), _) => Streams::Console,
+            (None, true) => Streams::Apart,
+            (None, false) => Streams::Together,
+        },
         alone: true,
     };
     let end = agent.run(&mut machine, request, &Wait::new("the command's status", limit), output)?;

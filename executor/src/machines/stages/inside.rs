@@ -212,7 +212,7 @@ fn revive(
         standing.set_clock(seconds)?;
     }
     if session {
-        let typing = Typing::begin()?;
+        let typing = Typing::at(&Path::new(room::RESULT).join(SOCKETS[1]))?;
         let end = standing.session(&job.pair.store, &job.pair.exchange);
         drop(typing);
         return end;
@@ -276,32 +276,32 @@ fn last_line(log: &Path) -> Option<String> {
     lines.feed(&end).into_iter().rfind(|line| !line.trim().is_empty())
 }
 
-/// A person's terminal at the controller's console, where the session runs: two threads that pass bytes on.
-struct Typing;
+/// A person's terminal at a machine's console: two threads that pass bytes on.
+pub(crate) struct Typing;
 
 impl Typing {
-    fn begin() -> Result<Self, Failure> {
-        let failed = |error: io::Error| broken("the terminal", &error);
+    /// By the socket for visitors, which may come later.
+    pub(crate) fn at(socket: &Path) -> Result<Self, Failure> {
         let stdin = io::stdin();
         if let Ok(mut terminal) = rustix::termios::tcgetattr(&stdin) {
             // The guest's terminal echoes, and knows what each key means.
             terminal.make_raw();
             rustix::termios::tcsetattr(&stdin, rustix::termios::OptionalActions::Now, &terminal)
-                .map_err(|errno| failed(errno.into()))?;
+                .map_err(|errno| broken("the terminal", &io::Error::from(errno)))?;
         }
-        let mut visitor = UnixStream::connect(Path::new(room::RESULT).join(SOCKETS[1])).map_err(failed)?;
-        visitor.write_all(b"console\n").map_err(failed)?;
-        let mut from = visitor.try_clone().map_err(failed)?;
+        let socket = socket.to_owned();
         std::thread::spawn(move || {
-            let mut piece = [0; 4096];
-            while let Ok(length @ 1..) = from.read(&mut piece) {
-                let mut out = io::stdout().lock();
-                if out.write_all(&piece[..length]).and_then(|()| out.flush()).is_err() {
-                    return;
+            let Some(mut visitor) = connect(&socket) else { return };
+            let Ok(mut from) = visitor.try_clone() else { return };
+            std::thread::spawn(move || {
+                let mut piece = [0; 4096];
+                while let Ok(length @ 1..) = from.read(&mut piece) {
+                    let mut out = io::stdout().lock();
+                    if out.write_all(&piece[..length]).and_then(|()| out.flush()).is_err() {
+                        return;
+                    }
                 }
-            }
-        });
-        std::thread::spawn(move || {
+            });
             let mut piece = [0; 4096];
             while let Ok(length @ 1..) = io::stdin().read(&mut piece) {
                 if visitor.write_all(&piece[..length]).is_err() {
@@ -311,4 +311,16 @@ impl Typing {
         });
         Ok(Self)
     }
+}
+
+/// The console, as soon as there is a machine.
+fn connect(socket: &Path) -> Option<UnixStream> {
+    for _ in 0..3000 {
+        if let Ok(mut visitor) = UnixStream::connect(socket) {
+            return visitor.write_all(b"console\n").ok().map(|()| visitor);
+        }
+        // Nobody announces a socket.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    None
 }
