@@ -35,17 +35,26 @@ fn vm() -> Command {
             "run",
             "Run a command in a Linux machine of its own, and give its exit status",
         ))
-        .subcommand(command::<stages::ListOptions>("list", "List the stages of guests that are kept, and the machines that run"))
+        .subcommand(command::<stages::ListOptions>(
+            "list",
+            "List the stages of guests that are kept, and the machines that run",
+        ))
         .subcommand(command::<stages::MakeOptions>("install", "Install a guest on a blank disk, from its media"))
         .subcommand(command::<stages::MakeOptions>("suspend", "Start a guest and its controller, and save both"))
         .subcommand(command::<stages::ReviveOptions>(
             "revive",
             "Run a command in a guest that is revived, and give its exit status; what is not there yet is made",
         ))
-        .subcommand(command::<stages::ReviveOptions>("ssh", "Open a session in a guest that is revived, or run a command"))
+        .subcommand(command::<stages::ReviveOptions>(
+            "ssh",
+            "Open a session in a guest that is revived, or run a command",
+        ))
         .subcommand(command::<stages::PruneOptions>("prune", "Remove stages that newer ones have replaced"))
         .subcommand(command::<visit::ConsoleOptions>("console", "Attach to the serial console of a machine that runs"))
-        .subcommand(command::<visit::ScreenshotOptions>("screenshot", "Take a picture of the display of a machine that runs"))
+        .subcommand(command::<visit::ScreenshotOptions>(
+            "screenshot",
+            "Take a picture of the display of a machine that runs",
+        ))
         .subcommand(
             Command::new("failures").about("Print the classes of failures of machines, as one line of JSON each"),
         )
@@ -170,7 +179,9 @@ fn run_command(options: &RunOptions) -> Result<i32, Refused> {
     let ids = machines::Ids::take(settings.build_users_group.as_deref()).map_err(not_started)?;
     let is_interactive = options.command.is_empty();
     let words = match options.command.as_slice() {
-        [] if !std::io::stdin().is_terminal() => return Err(not_started("there is no command, and no terminal to sit at")),
+        [] if !std::io::stdin().is_terminal() => {
+            return Err(not_started("there is no command, and no terminal to sit at"));
+        }
         [] => vec!["/bin/sh".into()],
         words => words.to_vec(),
     };

@@ -253,8 +253,7 @@ mod tests {
     fn a_drive_that_cannot_be_had_is_named_and_its_password_is_not() {
         let place = tempfile::tempdir().unwrap();
         let mut guest = scripted(&[(2, "")]);
-        guest.answers[0].1 =
-            format!("{AT}0\n{AT}1\nmount: bad option password={}\n", guest.account.password());
+        guest.answers[0].1 = format!("{AT}0\n{AT}1\nmount: bad option password={}\n", guest.account.password());
         let failure = mount(&mut guest, &place.path().join("none"), place.path()).unwrap_err();
         assert_eq!(failure.class, FailureClass::NoShare);
         assert!(failure.what.starts_with("mounting the drive X: (xchg) failed (status 2): "), "{}", failure.what);
