@@ -4,6 +4,7 @@ mod stages;
 mod visit;
 
 use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -159,7 +160,6 @@ fn not_started(why: impl std::fmt::Display) -> Refused {
 }
 
 fn run_command(options: &RunOptions) -> Result<i32, Refused> {
-    use std::io::IsTerminal;
     let terminal = options.command.is_empty();
     if terminal && !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) {
         return Err(not_started("there is no command, and no terminal for a shell: give a command behind --"));

@@ -82,6 +82,8 @@ pub struct Machines {
     pub memory: u64,
     /// Where kernels that were made ready are kept.
     pub cache: PathBuf,
+    /// Where installed disks and saved pairs are kept.
+    pub stages: PathBuf,
     /// The guest of a pair whose build does not say; without one there are no pairs.
     pub guest: Option<String>,
     /// The folder with the images of guests and of the controller.
@@ -102,6 +104,7 @@ impl Machines {
             accelerator: settings.accel.clone(),
             memory: (settings.vm_memory >> 20).max(1),
             cache: cache(),
+            stages: stages::cache_root(settings),
             guest: settings.vm_guest.clone(),
             images: settings.vm_images.clone(),
             exchange: settings.vm_exchange,

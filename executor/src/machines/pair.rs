@@ -164,6 +164,16 @@ pub fn in_pair(
         store,
         exchange,
     };
+    // One that was saved for exactly this stands in a moment.
+    let is_pair = machines.topology != "direct" && wishes.cores() == 1;
+    let saved = if is_pair { super::stages::saved(machines, profile, wishes.memory(machines))? } else { None };
+    let (spec, saved) = match saved {
+        Some((revived, saved, entries)) => {
+            shown.extend(entries);
+            (PairSpec { store: spec.store, exchange: spec.exchange, ..revived }, Some(saved))
+        }
+        None => (spec, None),
+    };
     let boot = if profile.system == System::Windows { BOOT_OF_WINDOWS } else { BOOT };
     let job = Job {
         pair: spec,
@@ -173,6 +183,7 @@ pub fn in_pair(
             },
             _ => Topology::Pair,
         },
+        saved,
         key: in_room(&key),
         known_hosts: in_room(&known_hosts),
         qemu: Some(ground.qemu.clone()),

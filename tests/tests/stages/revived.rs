@@ -92,7 +92,7 @@ fn what_has_changed_is_named_and_a_share_table_redoes_the_suspension_alone() {
     let output = world.run(&["revive", "--only-saved", "--memory", "256M", "--", "/bin/true"]);
     let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(120), "{told}");
-    assert!(told.contains("guest.memory was ‘512 MiB’ and is ‘256 MiB’ now (state-mismatch)"), "{told}");
+    assert!(told.contains("guest.memory was ‘1024 MiB’ and is ‘256 MiB’ now (state-mismatch)"), "{told}");
 
     let output = world.run(&["suspend", "--drive", "Y:=xchg"]);
     let told = text(&output.stderr);

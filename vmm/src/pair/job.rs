@@ -17,6 +17,7 @@ use crate::profile::{Language, Profile};
 use crate::qemu::Installed;
 use crate::readiness::Wait;
 use crate::shares::exchange::{ExchangeError, Watch, check_limited};
+use crate::stages;
 
 /// The file in the exchange into which the guest's shell writes the command's status. The status that counts is ssh's; this
 /// one tells a command that ended with 255 from an ssh that failed.
@@ -43,6 +44,18 @@ pub enum Topology {
     },
 }
 
+/// A pair that was saved: [`crate::stages`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Saved {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// The installed disk, which its key knows.
+    pub base: PathBuf,
+    /// Where the disk of this run is made.
+    pub overlay: PathBuf,
+}
+
 /// A pair and what it is to do: plain data, but for the command. Paths are those of the room.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -52,6 +65,9 @@ pub struct Job {
     /// Whether both are wanted.
     #[serde(default)]
     pub topology: Topology,
+    /// The saved pair that is revived instead of starting both machines; of the topology [`Topology::Pair`] alone.
+    #[serde(default)]
+    pub saved: Option<Saved>,
     /// The file of the private key.
     pub key: PathBuf,
     /// The file of the guest's host key.
@@ -95,7 +111,13 @@ pub fn run(
         Topology::Pair => {
             installed.check(&job.pair.controller_machine())?;
             let run = PairRun { guest, controller: console(CONSOLES[1]) };
-            Box::new(Pair::boot(&installed, &job.pair, &keys, run, job.limits)?)
+            match &job.saved {
+                None => Box::new(Pair::boot(&installed, &job.pair, &keys, run, job.limits)?),
+                Some(Saved { directory, base, overlay }) => {
+                    let spec = stages::overlay(&job.pair, overlay, &directory.join(stages::DISK), base)?;
+                    Box::new(stages::revive(&installed, &spec, &keys, directory, run, job.limits)?)
+                }
+            }
         }
         Topology::Direct { connect } => {
             Box::new(Direct::boot(&installed, &job.pair, &keys, guest, job.limits, connect)?)

@@ -182,7 +182,8 @@ impl Fields {
     pub(super) fn shares(&mut self, profile: &Profile) {
         let row = |drive: &crate::profile::Drive| {
             let access = if drive.read_only { "ro" } else { "rw" };
-            format!("{} {} {} {access}", drive.letter, drive.share, drive.path)
+            let of = drive.directory.as_ref().map(|path| format!(" of {}", path.display())).unwrap_or_default();
+            format!("{} {} {} {access}{of}", drive.letter, drive.share, drive.path)
         };
         self.set("shares", profile.drives.iter().map(row).collect::<Vec<_>>().join(", "));
     }
@@ -228,6 +229,7 @@ mod tests {
             share: "other".into(),
             path: "/other".into(),
             read_only: false,
+            directory: None,
         };
         let more = standin.clone().with_drives([drive]).unwrap();
         let fields = |profile: &Profile, with_shares| {

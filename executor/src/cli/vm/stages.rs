@@ -29,7 +29,7 @@ pub(super) struct GuestOptions {
     #[arg(long, value_name = "NAME", default_value = "standin", help_heading = "Machine")]
     guest: String,
 
-    /// Memory of the guest [default: 512M]
+    /// Memory of the guest [default: the setting vm-memory]
     #[arg(long, value_name = "SIZE", help_heading = "Machine")]
     memory: Option<Size>,
 

@@ -24,7 +24,7 @@ use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::initramfs::Initramfs;
 use anchorhold_vmm::kernel::{Feature, Modules};
 use anchorhold_vmm::linux::PrepareError;
-use anchorhold_vmm::pair::job::{Job, Topology};
+use anchorhold_vmm::pair::job::{Job, Saved, Topology};
 use anchorhold_vmm::pair::{self, CONTROLLER_MEMORY, Keys, PairSpec, Side};
 use anchorhold_vmm::profile::{Profile, System};
 use anchorhold_vmm::qemu::Installed;
@@ -126,6 +126,11 @@ impl Stages {
     /// What is missing.
     pub fn open(settings: &Settings, name: &str, memory: Option<u64>) -> Result<Self, Failure> {
         let machines = Machines::of(settings);
+        let memory = memory.unwrap_or(machines.memory);
+        Self::of(machines, settings.build_users_group.clone(), name, memory)
+    }
+
+    fn of(machines: Machines, users: Option<String>, name: &str, memory: u64) -> Result<Self, Failure> {
         let installed = Installed::find(machines.qemu.as_deref(), std::env::var_os("PATH").as_deref())?;
         let missing = |what: String| Failure::new(FailureClass::NoImage, what);
         let profile = Profile::built_in(name).map_err(|error| missing(error.to_string()))?;
@@ -143,10 +148,10 @@ impl Stages {
             missing(format!("there are no media (installer.erofs) in {looked}"))
         })?;
         Ok(Self {
-            cache: Cache::open(&cache_root(settings))?,
-            memory: memory.unwrap_or(512).max(64),
+            cache: Cache::open(&machines.stages)?,
+            memory: memory.max(64),
             images: fs::canonicalize(&images).map_err(io("looking for", &images))?,
-            users: settings.build_users_group.clone(),
+            users,
             machines,
             profile,
             installed,
@@ -302,6 +307,17 @@ impl Stages {
         shown
     }
 
+    /// The same, and the saved pair itself.
+    fn entries(&self, spec: &PairSpec, install: &Kept, saved: &Kept) -> Vec<Entry> {
+        let mut entries: Vec<Entry> = self.shown(spec, install).iter().map(|path| bind(path, false)).collect();
+        entries.push(bind(&saved.directory, false));
+        if !self.installed.version.has_read_only_templates() {
+            // An older QEMU opens the memory for writing, though it writes nothing. Who did would be found out by its digest.
+            entries.extend(["guest/ram", "controller/ram"].map(|name| bind(&saved.file(name), true)));
+        }
+        entries
+    }
+
     #[allow(clippy::too_many_arguments, reason = "all of it is different for both stages")]
     fn stage(
         &self,
@@ -397,14 +413,8 @@ impl Stages {
         let mut spec = suspended.spec.clone();
         // Beside everything else of the room, in its memory, unless a directory was named.
         let exchange = PathBuf::from("/machine/xchg");
-        let mut entries: Vec<Entry> =
-            self.shown(&spec, &suspended.install).iter().map(|path| bind(path, false)).collect();
+        let mut entries = self.entries(&spec, &suspended.install, &suspended.entry);
         let directory = &suspended.entry.directory;
-        entries.push(bind(directory, false));
-        if !self.installed.version.has_read_only_templates() {
-            // An older QEMU opens the memory for writing, though it writes nothing. Who did would be found out by its digest.
-            entries.extend(["guest/ram", "controller/ram"].map(|name| bind(&directory.join(name), true)));
-        }
         spec.store = "/machine/store".into();
         match &wanted.store {
             Some(store) => entries.push(bind_at(&spec.store, store, false)),
@@ -418,6 +428,7 @@ impl Stages {
         let job = Job {
             pair: spec,
             topology: Topology::Pair,
+            saved: None,
             key: self.images.join("key"),
             known_hosts: self.images.join("known_hosts"),
             qemu: Some(self.installed.program.clone()),
@@ -493,6 +504,48 @@ struct Asked {
     output: Output,
     limits: Limits,
     command: Option<Command>,
+}
+
+/// A saved pair for exactly the machines that a build wants, and what its room must show of it, if there is one.
+///
+/// # Errors
+/// One that is there, and not what was written.
+pub(super) fn saved(
+    machines: &Machines,
+    profile: &Profile,
+    memory: u64,
+) -> Result<Option<(PairSpec, Saved, Vec<Entry>)>, Failure> {
+    let found = Stages::of(machines.clone(), None, &profile.name, memory)
+        .map(|stages| stages.with_profile(profile.clone()))
+        .and_then(|stages| {
+            let suspended = stages.suspend(Missing::Refuse, &mut Silent)?;
+            Ok((stages, suspended))
+        });
+    match found {
+        Ok((stages, suspended)) => {
+            let Suspended { entry, install, spec } = suspended;
+            let entries = stages.entries(&spec, &install, &entry);
+            let saved = Saved {
+                directory: entry.directory.clone(),
+                base: install.file(DISK),
+                overlay: Path::new("/tmp").join(DISK),
+            };
+            Ok(Some((spec, saved, entries)))
+        }
+        Err(failure) if failure.class == FailureClass::CorruptState => Err(failure),
+        // There is none, and there can be none: both are started.
+        Err(_) => Ok(None),
+    }
+}
+
+/// Hears nothing.
+struct Silent;
+
+impl Listener for Silent {
+    fn begins(&mut self, _: Stage, _: Why<'_>, _: Option<Duration>) {}
+    fn step(&mut self, _: &str) {}
+    fn line(&mut self, _: &str) {}
+    fn done(&mut self, _: Stage, _: Duration) {}
 }
 
 /// What is wanted of a revived pair.
