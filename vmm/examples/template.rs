@@ -22,7 +22,7 @@ use serde_json::json;
 
 const PATIENCE: Duration = Duration::from_secs(600);
 /// What one request to the agent writes.
-const PIECE: usize = 4 << 20;
+const PIECE: usize = 2 << 20;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 

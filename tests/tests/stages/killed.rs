@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 use std::io::{BufRead, BufReader};
@@ -13,10 +13,15 @@ use crate::world::{World, text};
 
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Starts it, and kills it when it says this on its standard error.
+/// Starts it, and kills it when it says this.
 fn kill_at(world: &World, words: &[&str], said: &str) {
-    let mut child: Child = world.vm(words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let (said_by_it, says) = std::io::pipe().unwrap();
+    let mut command = world.vm(words);
+    command.stdout(says.try_clone().unwrap()).stderr(says);
+    let mut child: Child = command.spawn().unwrap();
+    // It holds the other end.
+    drop(command);
+    let lines = BufReader::new(said_by_it).lines();
     let mut heard = Vec::new();
     for line in lines {
         let line = line.unwrap();
@@ -56,6 +61,6 @@ fn a_killed_stage_leaves_nothing_that_runs_and_nothing_that_counts() {
     let hidden = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes()[0] == b'.';
     assert_eq!(fs::read_dir(&world.cache).unwrap().flatten().filter(hidden).count(), 0);
     // A pair that was revived goes with whoever wanted it, too.
-    kill_at(&world, &["revive", "--", "/bin/sh", "-c", "echo here >&2; sleep 1000"], "here");
+    kill_at(&world, &["revive", "--", "/bin/sh", "-c", "echo here; sleep 1000"], "here");
     world.must(&["revive", "--", "/bin/true"]);
 }
