@@ -51,7 +51,7 @@ fn nothing_bad_is_open_in_a_room_and_the_host_shows_that_it_could_be() {
 
 #[test]
 fn nothing_bad_is_open_in_the_other_profiles_and_in_a_build() {
-    let sandboxes = ["room:nested", "room:limited", "build", "attach"];
+    let sandboxes = ["room:nested", "room:limited", "room:machines", "build", "attach"];
     let words = sandboxes.iter().flat_map(|sandbox| ["--in", *sandbox]);
     let words: Vec<&str> = ["--no-baseline", "--controls", "none"].into_iter().chain(words).collect();
     let report = report(&words);

@@ -122,6 +122,7 @@ impl World {
         Job {
             pair: self.spec.clone(),
             topology: Topology::Pair,
+            saved: None,
             key: path("key"),
             known_hosts: path("known_hosts"),
             qemu: None,
