@@ -523,7 +523,7 @@ mod tests {
         // As if its maker had been killed: nothing of it is undone.
         let left = making.directory().to_owned();
         let lock = making._lock.try_clone().unwrap();
-        std::mem::forget(making);
+        let _killed = std::mem::ManuallyDrop::new(making);
         drop(lock);
         assert!(cache.find(Stage::Install, &key("1")).unwrap().is_none());
         assert!(cache.list().unwrap().is_empty());

@@ -51,7 +51,7 @@ pub enum Task {
     /// The first stage.
     Install {
         /// The installation.
-        spec: InstallSpec,
+        spec: Box<InstallSpec>,
         /// Where it is written.
         directory: PathBuf,
     },

@@ -251,7 +251,7 @@ impl Stages {
         self.cache.remember(&remembered);
         let files = [&spec.initramfs];
         self.stage(Stage::Install, &key, missing, None, &files, &[DISK], listener, |making, listener| {
-            let task = Task::Install { spec: spec.clone(), directory: making.to_owned() };
+            let task = Task::Install { spec: Box::new(spec.clone()), directory: making.to_owned() };
             let shown = [&spec.kernel, &spec.initramfs, &spec.media, &spec.answers].map(Clone::clone).to_vec();
             self.in_room(task, &shown, making, listener)
         })
