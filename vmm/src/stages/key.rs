@@ -66,7 +66,7 @@ impl fmt::Display for Difference {
 
 impl Difference {
     /// Leaves the words out that both have.
-    fn leave_out_the_same(&mut self) {
+    fn keep_what_differs(&mut self) {
         let missing = |text: &str, other: &str| {
             let others: std::collections::BTreeSet<_> = other.split(' ').collect();
             let words: Vec<_> = text.split(' ').filter(|word| !others.contains(word)).collect();
@@ -109,7 +109,7 @@ impl Fields {
             .filter(|difference| difference.made != difference.wanted)
             .collect();
         for difference in differences.iter_mut().filter(|difference| difference.field.ends_with(DEVICES)) {
-            difference.leave_out_the_same();
+            difference.keep_what_differs();
         }
         // What a person can do something about comes first.
         differences.sort_by_key(|difference| difference.field.ends_with(DEVICES));
