@@ -228,8 +228,8 @@ mod tests {
             letter: "Y:".into(),
             share: "other".into(),
             path: "/other".into(),
-            read_only: false,
-            directory: None,
+            read_only: true,
+            directory: Some("/nix/store/other".into()),
         };
         let more = standin.clone().with_drives([drive]).unwrap();
         let fields = |profile: &Profile, with_shares| {
@@ -244,7 +244,7 @@ mod tests {
         let differences = fields(&standin, true).differences(&fields(&more, true));
         assert_eq!(differences.len(), 1);
         assert_eq!(differences[0].field, "shares");
-        assert!(differences[0].wanted.ends_with("X: xchg /xchg rw, Y: other /other rw"), "{}", differences[0]);
+        assert!(differences[0].wanted.ends_with("X: xchg /xchg rw, Y: other /other ro of /nix/store/other"), "{}", differences[0]);
         assert_ne!(
             fields(&standin, false).name(Stage::Install),
             fields(&Profile::built_in("windows").unwrap(), false).name(Stage::Install)
