@@ -244,7 +244,11 @@ mod tests {
         let differences = fields(&standin, true).differences(&fields(&more, true));
         assert_eq!(differences.len(), 1);
         assert_eq!(differences[0].field, "shares");
-        assert!(differences[0].wanted.ends_with("X: xchg /xchg rw, Y: other /other ro of /nix/store/other"), "{}", differences[0]);
+        assert!(
+            differences[0].wanted.ends_with("X: xchg /xchg rw, Y: other /other ro of /nix/store/other"),
+            "{}",
+            differences[0]
+        );
         assert_ne!(
             fields(&standin, false).name(Stage::Install),
             fields(&Profile::built_in("windows").unwrap(), false).name(Stage::Install)
