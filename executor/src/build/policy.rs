@@ -170,8 +170,10 @@ impl Policy {
         // A word that a person wrote into the features makes no machine: without one, a room would be less than was asked for.
         let is_given = |word: &String| {
             let is_possible = match word.as_str() {
-                LINUX_VM => self.machines.is_some(),
-                WINDOWS_VM => self.machines.as_ref().is_some_and(|machines| machines.guest.is_some()),
+                LINUX_VM => self.machines.as_ref().is_some_and(Machines::are_there),
+                WINDOWS_VM => {
+                    self.machines.as_ref().is_some_and(|machines| machines.are_there() && machines.has_guest())
+                }
                 _ => true,
             };
             is_possible && self.features.contains(word)

@@ -26,11 +26,11 @@ pub fn of_store(settings: &Settings, store: &Store) -> Result<Policy, Failure> {
     Ok(policy)
 }
 
-/// The machines that the settings allow and that are there; takes the words of the others out of the features.
+/// The machines that the settings allow and that may be there; takes the words of the others out of the features.
 fn machines(settings: &Settings, features: &mut BTreeSet<String>) -> Option<Machines> {
     let wants = |word: &str| settings.system_features.iter().any(|feature| feature == word);
     let machines = (wants(LINUX_VM) || wants(WINDOWS_VM)).then(|| Machines::of(settings));
-    let machines = machines.filter(Machines::are_there);
+    let machines = machines.filter(Machines::may_be_there);
     if machines.is_none() {
         features.remove(LINUX_VM);
     }

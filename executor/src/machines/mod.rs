@@ -112,15 +112,20 @@ impl Machines {
         }
     }
 
-    /// Whether there may be machines here: QEMU, a kernel and the agent are there, as far as a look tells.
-    pub fn are_there(&self) -> bool {
+    /// Whether there may be machines here, as far as a look at two files tells: QEMU and the agent.
+    pub fn may_be_there(&self) -> bool {
         let name = format!("qemu-system-{}", std::env::consts::ARCH);
         let path = std::env::var_os("PATH").unwrap_or_default();
         let qemu = match &self.qemu {
             Some(named) => named.is_file(),
             None => std::env::split_paths(&path).any(|place| place.join(&name).is_file()),
         };
-        qemu && self.agent().is_ok() && self.accelerator().is_ok() && self.kernel().is_ok()
+        qemu && self.agent().is_ok()
+    }
+
+    /// Whether there are: the accelerator and a kernel too. Only asked for a build that wants one: it reads the kernel.
+    pub fn are_there(&self) -> bool {
+        self.may_be_there() && self.accelerator().is_ok() && self.kernel().is_ok()
     }
 
     /// The kernel: the named one, or that of `scripts/guest-kernel`, or the host's.
