@@ -42,6 +42,12 @@ const X32: u32 = 0x4000_0000;
 const OPTIONS: usize = 0x80 | 0x10_0000;
 const EVENT_SECCOMP: i32 = 7;
 
+/// Those of the numbers that come through, by what became of each.
+pub fn open(numbers: &[u32], passages: &[Passage]) -> Vec<u32> {
+    let through = numbers.iter().zip(passages).filter(|(_, passage)| **passage == Passage::Through);
+    through.map(|(number, _)| *number).collect()
+}
+
 /// What becomes of each of the numbers. The error says why it cannot be told here.
 pub fn passages(entry: Entry, numbers: &[u32]) -> Result<Vec<Passage>, &'static str> {
     let mut found = Vec::new();

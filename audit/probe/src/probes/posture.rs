@@ -3,7 +3,7 @@
 use anchorhold_probe::verdict::{Finding, name_of};
 
 use crate::calls;
-use crate::filter::{self, Entry, Passage};
+use crate::filter::{self, Entry};
 use crate::probe::{Control, Order, Probe, Severity};
 use crate::probes::resources::size;
 
@@ -206,12 +206,7 @@ fn surface(entry: Entry) -> Finding {
     match filter::passages(entry, &numbers) {
         Err(reason) => Finding::info(reason),
         Ok(passages) => {
-            let open: Vec<u32> = numbers
-                .iter()
-                .zip(&passages)
-                .filter(|(_, passage)| **passage == Passage::Through)
-                .map(|(number, _)| *number)
-                .collect();
+            let open = filter::open(&numbers, &passages);
             Finding::info(format!("{} of {}: {}", open.len(), numbers.len(), filter::ranges(&open)))
         }
     }

@@ -330,12 +330,7 @@ fn ceiling(entry: Entry) -> Finding {
     match filter::passages(entry, NOBODYS) {
         Err(reason) => Finding::inconclusive(reason),
         Ok(passages) => {
-            let open: Vec<u32> = NOBODYS
-                .iter()
-                .zip(&passages)
-                .filter(|(_, passage)| **passage == Passage::Through)
-                .map(|(number, _)| *number)
-                .collect();
+            let open = filter::open(NOBODYS, &passages);
             match (open.is_empty(), passages.first()) {
                 (false, _) => Finding::reached(format!("numbers {}", filter::ranges(&open))),
                 (true, Some(Passage::Refused(errno))) => Finding::refused(*errno),
