@@ -370,6 +370,12 @@ impl Ground {
         }
         Ok(Self { qemu, accelerator, kernel, agent, order, result })
     }
+
+    /// A machine whose kernel is this file, and whose order is written.
+    fn prepared(self, kernel: PathBuf) -> Prepared {
+        let Self { qemu, accelerator, order, result, .. } = self;
+        Prepared { qemu, kernel, order, result, accelerator }
+    }
 }
 
 /// QEMU's CPU model.

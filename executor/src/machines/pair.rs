@@ -21,7 +21,7 @@ use anchorhold_vmm::profile::{Drive, Profile, System};
 use anchorhold_vmm::shares;
 
 use super::build::Wishes;
-use super::{Ground, Machines, Order, Prepared, SYSTEM_CACHE, Work, cpu, room, write_order};
+use super::{Ground, Machines, Order, SYSTEM_CACHE, Work, cpu, room, write_order};
 
 /// The images, in the room.
 const IMAGES: &str = "/machine/images";
@@ -197,13 +197,7 @@ pub fn in_pair(
     let process = &room.process;
     let order = Order { work: Work::Pair(Box::new(job)), hooks: wishes.hooks(process) };
     write_order(&ground.order, &order, &super::build::command(process))?;
-    let prepared = Prepared {
-        qemu: ground.qemu,
-        kernel,
-        order: ground.order,
-        result: ground.result,
-        accelerator: ground.accelerator,
-    };
+    let prepared = ground.prepared(kernel);
     let program = std::env::current_exe()
         .map_err(|error| Failure::new(FailureClass::QemuRefused, format!("finding this program: {error}")))?;
     let mut made = room::room(room::Parts {

@@ -152,15 +152,17 @@ fn supervise() -> Result<Report, Failure> {
     Ok(report)
 }
 
+/// Hands on what a program in a guest says: the room's own streams are its.
+pub(super) fn hand_on(is_error: bool, bytes: &[u8]) -> io::Result<()> {
+    if is_error {
+        return io::stderr().lock().write_all(bytes);
+    }
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
 fn in_guest(order: &Order, command: exchange::Command) -> Result<Report, Failure> {
-    let mut output = |is_error: bool, bytes: &[u8]| -> io::Result<()> {
-        if is_error {
-            return io::stderr().lock().write_all(bytes);
-        }
-        let mut out = io::stdout().lock();
-        out.write_all(bytes)?;
-        out.flush()
-    };
     let console = Path::new(room::RESULT).join(CONSOLE);
     let (done, accelerator) = match &order.work {
         Work::Linux(job) => {
@@ -170,11 +172,11 @@ fn in_guest(order: &Order, command: exchange::Command) -> Result<Report, Failure
             if job.terminal {
                 Typing::begin(&socket)?;
             }
-            (linux::run(job, command, &console, visitors, &mut output)?, job.accelerator)
+            (linux::run(job, command, &console, visitors, &mut hand_on)?, job.accelerator)
         }
         Work::Pair(job) => {
             let place = Path::new(room::RESULT);
-            (pair::job::run(job, &command, place, &mut output)?, job.pair.accelerator)
+            (pair::job::run(job, &command, place, &mut hand_on)?, job.pair.accelerator)
         }
     };
     let Done { end, qemu, kernel, ready_after } = done;

@@ -18,7 +18,7 @@ use anchorhold_vmm::stages::{self, InstallSpec, Told};
 use anchorhold_vmm::visitors::Visitors;
 use serde::{Deserialize, Serialize};
 
-use crate::machines::supervisor::{REPORT, Report};
+use crate::machines::supervisor::{REPORT, Report, hand_on};
 use crate::machines::typing::Typing;
 use crate::machines::{COMMAND, ORDER, room};
 
@@ -213,18 +213,9 @@ fn revive(
     }
     if session {
         Typing::begin(&Path::new(room::RESULT).join(SOCKETS[1]))?;
-        let end = standing.session(&job.pair.store, &job.pair.exchange);
-        return end;
+        return standing.session(&job.pair.store, &job.pair.exchange);
     }
-    let mut output = |is_error: bool, bytes: &[u8]| -> io::Result<()> {
-        if is_error {
-            return io::stderr().lock().write_all(bytes);
-        }
-        let mut out = io::stdout().lock();
-        out.write_all(bytes)?;
-        out.flush()
-    };
-    job::in_standing(&mut standing, job, command, &mut output)
+    job::in_standing(&mut standing, job, command, &mut hand_on)
 }
 
 /// Tells the last line of the guest's console from time to time, in a thread of its own.

@@ -37,7 +37,7 @@ use anchorhold_vmm::stages::{
 
 use self::inside::{Order, Task, Words};
 use super::supervisor::Report;
-use super::{COMMAND, Ground, Ids, Machines, ORDER, Prepared, SYSTEM_CACHE, cpu, room};
+use super::{COMMAND, Ground, Ids, Machines, ORDER, SYSTEM_CACHE, cpu, room};
 use crate::build::launcher::host_for;
 use crate::config::settings::Settings;
 
@@ -467,13 +467,7 @@ impl Stages {
         let command = asked.command.unwrap_or_else(|| Command::new("/bin/sh"));
         write(COMMAND, command.encode().map_err(|error| refused(&error))?)?;
         let kernel = self.kernel()?;
-        let prepared = Prepared {
-            qemu: ground.qemu,
-            kernel,
-            order: ground.order,
-            result: ground.result,
-            accelerator: ground.accelerator,
-        };
+        let prepared = ground.prepared(kernel);
         let program = std::env::current_exe().map_err(|error| refused(&error))?;
         let mut made = room::room(room::Parts {
             prepared: &prepared,
