@@ -44,10 +44,22 @@ impl Terminal {
     /// Waits until this is shown; everything that was shown until then.
     #[track_caller]
     pub fn shows(&mut self, text: &str) -> &str {
+        self.until(|seen| seen.contains(text), &format!("{text:?}"))
+    }
+
+    /// Waits until this is shown somewhere behind what was first shown of something else.
+    #[track_caller]
+    pub fn shows_behind(&mut self, before: &str, text: &str) {
+        let found = |seen: &str| seen.split_once(before).is_some_and(|(_, behind)| behind.contains(text));
+        self.until(found, &format!("{text:?} behind {before:?}"));
+    }
+
+    #[track_caller]
+    fn until(&mut self, found: impl Fn(&str) -> bool, what: &str) -> &str {
         let deadline = Instant::now() + PATIENCE;
-        while !self.seen.contains(text) {
+        while !found(&self.seen) {
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero() && self.read(left), "{text:?} was never shown, but {:?}", self.seen);
+            assert!(!left.is_zero() && self.read(left), "{what} was never shown, but {:?}", self.seen);
         }
         &self.seen
     }

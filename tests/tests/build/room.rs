@@ -1,12 +1,12 @@
 //! What a builder sees of the world around it. What each layer of a room is has a suite of its own (`room`); here is what the executor
 //! asks of it for a build.
 
-use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, channel};
 
 use anchorhold_tests::host::is_root;
-use anchorhold_tests::skip;
+use anchorhold_tests::{PATIENCE, skip};
 
 use crate::recipe::Recipe;
 use crate::world::World;
@@ -130,28 +130,36 @@ fn a_builder_has_few_devices_and_a_masked_proc() {
     assert!(ids < 10, "it sees processes of others: {seen}");
 }
 
-/// A server of the host's on loopback that hangs up on everybody, and counts them.
+/// A server of the host's on loopback that hears one word of everybody.
 struct Server {
     port: u16,
-    guests: Arc<AtomicUsize>,
+    heard: Receiver<String>,
 }
 
 impl Server {
     fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let guests = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&guests);
+        let (tell, heard) = channel();
         std::thread::spawn(move || {
-            listener.incoming().for_each(|_| {
-                count.fetch_add(1, Ordering::SeqCst);
-            });
+            for guest in listener.incoming().flatten() {
+                let mut word = String::new();
+                // Who comes and says nothing is nobody of this test's.
+                let _ = guest.set_read_timeout(Some(PATIENCE)).and_then(|()| (&guest).read_to_string(&mut word));
+                if tell.send(word).is_err() {
+                    return;
+                }
+            }
         });
-        Self { port, guests }
+        Self { port, heard }
     }
 
+    /// Whether the build came since this was asked last: the test comes itself, and looks who was there before it.
     fn was_reached(&self) -> bool {
-        self.guests.load(Ordering::SeqCst) > 0
+        TcpStream::connect(("127.0.0.1", self.port)).and_then(|mut own| own.write_all(b"test")).unwrap();
+        let before = std::iter::from_fn(|| self.heard.recv_timeout(PATIENCE).ok()).take_while(|word| word != "test");
+        // All are taken, so that none is left for the next question.
+        before.filter(|word| word == "build\n").count() > 0
     }
 }
 
@@ -161,15 +169,15 @@ fn only_a_build_without_a_room_reaches_the_host() {
     let world = World::new();
     let server = Server::new();
     let port = server.port;
-    let script = format!("nc -w 5 127.0.0.1 {port} < /dev/null; ifconfig -a > $out");
+    let script = format!("echo build | nc -w 5 127.0.0.1 {port}; ifconfig -a > $out");
     let recipe = Recipe::new(&world, "network", &script);
     world.built(&recipe);
     assert!(!server.was_reached(), "a build reached the host");
     // Its own loopback is up, as programs' tests need it, and there is no other interface.
-    let own = world.seen("(echo hello | nc -l -p 7777 &); while ! nc -w 1 127.0.0.1 7777 < /dev/null; do :; done > $out; ls /proc/sys/net/ipv4/conf >> $out");
+    let own = world.seen("(nc -l -p 7777 -e echo hello &); while ! nc 127.0.0.1 7777 < /dev/null; do :; done > $out; ls /proc/sys/net/ipv4/conf >> $out");
     assert_eq!(own, "hello\nall\ndefault\nlo\n");
     // A fixed output without a network: the same.
-    let fixed = Recipe::new(&world, "fixed", &format!("nc -w 5 127.0.0.1 {port} < /dev/null; printf hello > $out"))
+    let fixed = Recipe::new(&world, "fixed", &format!("echo build | nc -w 5 127.0.0.1 {port}; printf hello > $out"))
         .fixed("flat", "sha256", "sha256-LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=");
     world.built(&fixed);
     assert!(!server.was_reached());

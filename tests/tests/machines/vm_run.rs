@@ -58,6 +58,8 @@ fn without_a_command_it_is_a_shell_on_the_callers_terminal() {
     // The shell shows again what was typed before its prompt came, so this is what stands behind the command in any case.
     terminal.shows("l\rword\r\n");
     terminal.types("\x03");
+    // A shell whose program was interrupted throws away what was typed ahead of its next prompt.
+    terminal.shows_behind("^C", "# ");
     terminal.types("echo status $?; exit 7\r");
     terminal.shows("status 130");
     let (shown, status) = terminal.to_the_end();
