@@ -3,6 +3,7 @@
 mod builds;
 mod control;
 mod failures;
+mod hostile;
 mod memory;
 mod pairs;
 mod pretender;

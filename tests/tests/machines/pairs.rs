@@ -15,8 +15,12 @@ fn store() -> Option<Store> {
 }
 
 /// The same, with guests served in this way.
-fn store_with(topology: &str) -> Option<Store> {
+pub fn store_with(topology: &str) -> Option<Store> {
     let images = guest_images()?;
+    if topology == "direct" && !["/usr/sbin/smbd", "/usr/bin/ssh"].iter().all(|program| Path::new(program).exists()) {
+        skip("there is no smbd or no ssh here");
+        return None;
+    }
     let mut store = Store::new()?;
     store.feature = "windows-vm";
     store.settings = vec![
@@ -78,9 +82,6 @@ fn a_builder_runs_in_the_guest_of_a_pair_and_makes_its_output() {
 
 #[test]
 fn a_builder_does_not_see_who_serves_its_guest() {
-    if !["/usr/sbin/smbd", "/usr/bin/ssh"].iter().all(|program| Path::new(program).exists()) {
-        return skip("there is no smbd or no ssh here");
-    }
     let (Some(pair), Some(direct)) = (store(), store_with("direct")) else { return };
     let (told, by_direct) = made(&direct);
     is_as_expected(&told, &by_direct);
@@ -111,11 +112,7 @@ fn a_guest_reaches_its_server_and_nobody_else() {
         topologies.push("pair");
     }
     for topology in topologies {
-        if topology == "direct" && !Path::new("/usr/sbin/smbd").exists() {
-            skip("there is no smbd here");
-            continue;
-        }
-        let Some(store) = store_with(topology) else { return };
+        let Some(store) = store_with(topology) else { continue };
         let output = store.build(script, json!({ "all": all.join(" "), "port": port.to_string() }));
         let told = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && told.contains("made> the server answers"), "{told}");
