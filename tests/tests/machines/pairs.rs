@@ -1,6 +1,7 @@
 //! Derivations whose builder runs in a guest beside a controller: `requiredSystemFeatures = windows-vm`, with the stand-in as
 //! the guest.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anchorhold_tests::machines::guest_images;
@@ -41,6 +42,7 @@ const ODD: &str = "a 'b' \"c\" %d $e\nsecond";
 /// What a builder finds and makes in either topology.
 const SCRIPT: &str = "echo said; echo complained >&2
     $b mkdir -p $out/bin; echo \"$odd\" >$out/odd; $b pwd >$out/where; $b hostname >>$out/where
+    $b ln -s ../odd $out/bin/link; printf '#!/bin/sh\\necho run\\n' >$out/bin/script; $b cp $b $out/bin/busybox
     $b grep -c ' /nix/store cifs' /proc/mounts >>$out/where; $b grep -c ' /xchg cifs' /proc/mounts >>$out/where
     $b ls /nix/store | $b grep -v ${out##*/} | $b wc -l >>$out/where
     echo x >${b%/*}/new 2>/dev/null || echo kept >>$out/where
@@ -69,7 +71,10 @@ fn is_as_expected(told: &str, made: &Path) {
     let expected = "/xchg/build\nguest\n1\n1\n1\nkept\ninet 192.168.0.1/24\nserver\nbusybox\nin-build\n";
     assert_eq!(read("where"), expected);
     assert_eq!(read("text"), "from a file");
-    assert!(made.join("bin").is_dir());
+    // What SMB does not carry is there again.
+    assert_eq!(std::fs::read_link(made.join("bin/link")).unwrap(), Path::new("../odd"));
+    let mode = |name: &str| std::fs::metadata(made.join(name)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(["bin/script", "bin/busybox", "odd"].map(mode), [0o555, 0o555, 0o444]);
 }
 
 #[test]

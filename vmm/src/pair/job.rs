@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Direct, Keys, Limits, Pair, PairRun, PairSpec, SSH_FAILED, Standing, standing};
+use super::{Direct, Keys, Limits, Pair, PairRun, PairSpec, SSH_FAILED, Standing, left, standing};
 use crate::exchange::{Command, sh, windows};
 use crate::failure::{Failure, FailureClass};
 use crate::linux::{Done, End};
@@ -125,7 +125,14 @@ pub fn run(
     };
     let ready_after = begun.elapsed();
     let end = in_standing(&mut *standing, job, command, output)?;
-    Ok(Done { end, qemu: standing.qemu(), kernel: standing.kernel(), ready_after })
+    let done = Done { end, qemu: standing.qemu(), kernel: standing.kernel(), ready_after };
+    drop(standing);
+    if done.end == End::Status(0) {
+        left::restore(&job.pair.profile.files, &job.pair.store).map_err(|error| {
+            Failure::new(FailureClass::NoShare, format!("looking through what the guest left: {error}"))
+        })?;
+    }
+    Ok(done)
 }
 
 /// Runs `command` in the guest of a pair that stands, however it came to.

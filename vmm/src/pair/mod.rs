@@ -18,6 +18,7 @@
 mod direct;
 pub mod handover;
 pub mod job;
+pub mod left;
 mod session;
 mod spec;
 mod standing;

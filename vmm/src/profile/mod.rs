@@ -68,6 +68,9 @@ pub struct Profile {
     pub clock: Clock,
     /// How its drives are mounted.
     pub shares: ShareCommands,
+    /// What is made of the files that it leaves.
+    #[serde(default)]
+    pub files: Files,
     /// Its drives: one table for all that asks.
     pub drives: Vec<Drive>,
 }
@@ -166,6 +169,39 @@ pub struct ShareCommands {
     pub unmount: String,
     /// The line that succeeds when the file `{probe}` can be read in one.
     pub probe: String,
+}
+
+/// What is made of the files that a guest leaves in the store, since SMB carries neither links nor the right to execute:
+/// [`crate::pair::left`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Files {
+    /// Of links.
+    pub links: Links,
+    /// Of programs.
+    pub programs: Programs,
+}
+
+/// How the guest's SMB client writes a symbolic link down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Links {
+    /// In no way.
+    #[default]
+    None,
+    /// As a file of 1,067 bytes that begins with `XSym`: Linux (`mfsymlinks`) and macOS.
+    Xsym,
+}
+
+/// Which files may be executed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Programs {
+    /// None.
+    #[default]
+    None,
+    /// Those that begin as programs and scripts do, which is Cygwin's rule for file systems without rights.
+    ByContent,
 }
 
 /// A drive of a guest.
