@@ -50,6 +50,8 @@ failure_classes! {
     NoImage, "no-image", "scripts/guest-images makes those of the stand-in; vm-images names their folder, vm-guest the guest";
     /// The kernel has not got a module that the guest needs.
     KernelLacksModule, "kernel-lacks-module", "use a kernel with this module: Debian's linux-image-amd64 has all that are needed, its cloud kernel has no 9p";
+    /// There is no wire between the guest and its controller.
+    NoWire, "no-wire", "install vde2 for vm-wire = \"vde\", or leave that setting out";
     /// The initramfs is more than the guest's memory can unpack, of which Linux would unpack a part in silence.
     InitramfsTooLarge, "initramfs-too-large", "give the machine more memory";
     /// The asked-for accelerator cannot be used.

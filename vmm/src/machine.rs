@@ -22,6 +22,7 @@ use crate::qemu::{Installed, Wiring, arguments};
 use crate::qmp::{self, Message, Qmp, QmpError};
 use crate::spec::{Boot, MachineSpec, MemoryBacking};
 use crate::visitors::{Visitors, Wish};
+use crate::wire::End;
 
 /// How long QEMU may take to answer its control socket: long, for hosts that are overloaded.
 pub const CONTROL_PATIENCE: Duration = Duration::from_secs(60);
@@ -36,8 +37,8 @@ pub struct Run {
     pub memory: MemoryBacking,
     /// Whether it waits for a saved state.
     pub incoming: bool,
-    /// Our ends are elsewhere: a datagram socket for each wire.
-    pub wires: BTreeMap<String, OwnedFd>,
+    /// Its end of each wire.
+    pub wires: BTreeMap<String, End>,
     /// Where its console is written to; the file is made anew.
     pub console_log: Option<PathBuf>,
     /// How many bytes its console may say.
@@ -136,7 +137,11 @@ impl Machine {
         }
         for card in &spec.cards {
             let end = run.wires.remove(&card.wire).ok_or_else(|| refused("connecting the wire", &card.wire))?;
-            wiring.wires.insert(card.wire.clone(), hand(end));
+            let end = match end {
+                End::Datagrams(socket) => End::Datagrams(hand(socket)),
+                End::Switch(folder) => End::Switch(folder),
+            };
+            wiring.wires.insert(card.wire.clone(), end);
         }
         let log = match &run.console_log {
             Some(path) => {

@@ -4,13 +4,14 @@
 //! between, and either machine may start first. `vde_switch` is the way of 2014 and stays possible.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use serde::{Deserialize, Serialize};
 
 /// How long vde_switch has until it can be connected to: what the first scripts gave it.
 pub const SWITCH_PATIENCE: Duration = Duration::from_secs(20);
@@ -60,6 +61,54 @@ pub enum WireError {
     LongPath(PathBuf),
 }
 
+/// What a wire is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A pair of datagram sockets.
+    #[default]
+    Dgram,
+    /// A `vde_switch` in PATH.
+    Vde,
+}
+
+/// One end of a wire, for one QEMU, which has it by an inherited socket (or its number) or goes to a switch in this folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End<Socket = OwnedFd> {
+    /// A frame in each datagram.
+    Datagrams(Socket),
+    /// The folder of its sockets.
+    Switch(PathBuf),
+}
+
+/// A wire that nobody is on yet: its two ends, and what must live as long as it.
+///
+/// # Errors
+/// If the kernel gives no sockets, or there is no switch within [`SWITCH_PATIENCE`].
+pub fn between_two(kind: Kind) -> Result<(End, End, Option<Switch>), WireError> {
+    match kind {
+        Kind::Dgram => datagrams().map(|(one, other)| (End::Datagrams(one), End::Datagrams(other), None)),
+        Kind::Vde => {
+            let folder = tempfile::tempdir().map_err(WireError::Sockets)?;
+            let mut switch = Switch::start(Path::new("vde_switch"), folder.path(), SWITCH_PATIENCE)?;
+            switch.place = Some(folder);
+            Ok((End::Switch(switch.folder.clone()), End::Switch(switch.folder.clone()), Some(switch)))
+        }
+    }
+}
+
+impl End<RawFd> {
+    /// QEMU's words for it.
+    pub fn netdev(&self, id: &str) -> String {
+        match self {
+            // QEMU 7.2 and later.
+            Self::Datagrams(descriptor) => format!("dgram,id={id},local.type=fd,local.str={descriptor}"),
+            // A comma in a value is written twice.
+            Self::Switch(folder) => format!("vde,id={id},sock={}", folder.display().to_string().replace(',', ",,")),
+        }
+    }
+}
+
 /// The two ends of a wire of datagrams, each for one QEMU. Both are closed on exec until whoever starts a QEMU passes one on.
 ///
 /// # Errors
@@ -69,16 +118,13 @@ pub fn datagrams() -> Result<(OwnedFd, OwnedFd), WireError> {
         .map_err(|errno| WireError::Sockets(errno.into()))
 }
 
-/// QEMU's words for an end of it that it inherits under this number (QEMU ≥ 7.2).
-pub fn datagram_netdev(id: &str, descriptor: u32) -> String {
-    format!("dgram,id={id},local.type=fd,local.str={descriptor}")
-}
-
 /// A vde_switch, which goes when this is dropped.
 #[derive(Debug)]
 pub struct Switch {
     child: Child,
     folder: PathBuf,
+    /// Where that lies, if it goes with the switch.
+    place: Option<tempfile::TempDir>,
 }
 
 impl Switch {
@@ -105,7 +151,7 @@ impl Switch {
             .stderr(log)
             .spawn()
             .map_err(start)?;
-        let mut switch = Self { child, folder: control };
+        let mut switch = Self { child, folder: control, place: None };
         let deadline = Instant::now() + limit;
         loop {
             let last = match UnixStream::connect(switch.folder.join("ctl")) {
@@ -121,17 +167,6 @@ impl Switch {
             }
             std::thread::sleep(AGAIN);
         }
-    }
-
-    /// QEMU's words for a machine at this switch.
-    pub fn netdev(&self, id: &str) -> String {
-        // A comma in a value is written twice.
-        format!("vde,id={id},sock={}", self.folder.display().to_string().replace(',', ",,"))
-    }
-
-    /// How it ended, if it has: then the wire is cut.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().ok().flatten()
     }
 }
 
@@ -157,7 +192,8 @@ mod tests {
         let mut frame = [0; 100];
         assert_eq!(two.recv(&mut frame).unwrap(), 5);
         assert_eq!(two.recv(&mut frame).unwrap(), 6);
-        assert_eq!(datagram_netdev("wire", 3), "dgram,id=wire,local.type=fd,local.str=3");
+        assert_eq!(End::Datagrams(3).netdev("wire"), "dgram,id=wire,local.type=fd,local.str=3");
+        assert_eq!(End::Switch("/a,b".into()).netdev("wire"), "vde,id=wire,sock=/a,,b");
     }
 
     #[test]
@@ -169,7 +205,6 @@ mod tests {
         };
         let mut control = UnixStream::connect(folder.path().join("vde.ctl/ctl")).unwrap();
         control.write_all(b"alive?").unwrap();
-        assert!(switch.netdev("wire").ends_with("vde.ctl"));
         drop(switch);
         // Its end of the connection is gone with it.
         control.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

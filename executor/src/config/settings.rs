@@ -96,6 +96,7 @@ pub struct Settings {
     pub vm_guest: Option<String>,
     pub vm_images: Option<PathBuf>,
     pub vm_topology: String,
+    pub vm_wire: String,
     /// In bytes.
     pub vm_exchange: u64,
 }
@@ -157,6 +158,7 @@ impl Settings {
             vm_guest: Some(read.text("vm-guest")).filter(|name| !name.is_empty()),
             vm_images: read.path("vm-images"),
             vm_topology: read.text("vm-topology"),
+            vm_wire: read.text("vm-wire"),
             vm_exchange: read.bytes("vm-exchange").unwrap_or(1 << 30),
         }
     }

@@ -470,6 +470,13 @@ pub const SETTINGS: &[Setting] = &[
         "Who gives guests their drives: a controller, a second machine beside them, or Samba beside QEMU itself. A build sees no difference.",
     ),
     setting(
+        "vm-wire",
+        Kind::Choice(&["dgram", "vde"]),
+        "\"dgram\"",
+        "machines",
+        "What is between a guest and its controller: a pair of sockets that both inherit, or a `vde_switch` in their room.",
+    ),
+    setting(
         "vm-exchange",
         Kind::Size,
         "\"1G\"",

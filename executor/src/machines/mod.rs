@@ -92,6 +92,8 @@ pub struct Machines {
     pub exchange: u64,
     /// Who serves a guest: `pair` or `direct`.
     pub topology: String,
+    /// What is between a guest and its controller: `dgram` or `vde`.
+    pub wire: String,
 }
 
 impl Machines {
@@ -109,6 +111,7 @@ impl Machines {
             images: settings.vm_images.clone(),
             exchange: settings.vm_exchange,
             topology: settings.vm_topology.clone(),
+            wire: settings.vm_wire.clone(),
         }
     }
 

@@ -19,6 +19,7 @@ use anchorhold_vmm::pair::job::{Job, Topology};
 use anchorhold_vmm::pair::{self, CONTROLLER_MEMORY, Limits, PairSpec, Side};
 use anchorhold_vmm::profile::{Drive, Profile, System};
 use anchorhold_vmm::shares;
+use anchorhold_vmm::wire::Kind;
 
 use super::build::Wishes;
 use super::{Ground, Machines, Order, SYSTEM_CACHE, Work, cpu, room, write_order};
@@ -183,6 +184,7 @@ pub fn in_pair(
             },
             _ => Topology::Pair,
         },
+        wire: if machines.wire == "vde" { Kind::Vde } else { Kind::Dgram },
         saved,
         key: in_room(&key),
         known_hosts: in_room(&known_hosts),

@@ -24,6 +24,7 @@ use anchorhold_vmm::readiness::Wait;
 use anchorhold_vmm::report::{RunRequest, Streams, What};
 use anchorhold_vmm::shares::{self, samba};
 use anchorhold_vmm::spec::Accelerator;
+use anchorhold_vmm::wire::Kind;
 use serde_json::json;
 
 use crate::machine::{PATIENCE, Parts, parts};
@@ -122,6 +123,7 @@ impl World {
         Job {
             pair: self.spec.clone(),
             topology: Topology::Pair,
+            wire: Kind::Dgram,
             saved: None,
             key: path("key"),
             known_hosts: path("known_hosts"),

@@ -1,13 +1,13 @@
 //! Machines that do what they are told to.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::time::Instant;
 
 use anchorhold_vmm::machine::{Machine, Run};
 use anchorhold_vmm::readiness::wait_for_shutdown;
 use anchorhold_vmm::spec::{Card, Drive, DriveBus, DriveFormat, Share, ShareKind};
+use anchorhold_vmm::wire::End;
 
 use crate::world::{PATIENCE, World, is_alive, line};
 
@@ -84,7 +84,7 @@ fn a_port_a_disk_and_a_share_are_what_the_guest_finds() {
     guest.spec.ports.push("org.example.port".into());
     guest.spec.cards.push(Card { wire: "pair".into(), address: "52:54:00:00:00:01".into() });
     let (_ours, theirs) = UnixDatagram::pair().unwrap();
-    let wires: BTreeMap<String, OwnedFd> = [("pair".to_owned(), theirs.into())].into();
+    let wires: BTreeMap<String, End> = [("pair".to_owned(), End::Datagrams(theirs.into()))].into();
     world.qemu.check(&guest.spec).unwrap();
     let mut machine = guest.start_with(&world, Run { wires, console_log: Some(guest.path("log")), ..Run::default() });
     line(&mut machine, "complete");

@@ -125,6 +125,21 @@ fn a_guest_reaches_its_server_and_nobody_else() {
     }
 }
 
+/// The same over the wire of 2014, a switch in the room.
+#[test]
+fn a_switch_is_a_wire_too() {
+    if !heavy_tests_are_wanted() {
+        return skip("ANCHORHOLD_HEAVY_TESTS is not set: the wire by default is tested without");
+    }
+    if !Path::new("/usr/bin/vde_switch").exists() {
+        return skip("there is no vde_switch here");
+    }
+    let Some(mut store) = store() else { return };
+    store.settings.push(("vm-wire", "vde".into()));
+    let (told, made) = made(&store);
+    is_as_expected(&told, &made);
+}
+
 #[test]
 fn a_builder_that_fails_does_so_with_its_own_status_and_one_without_a_status_by_its_class() {
     if !heavy_tests_are_wanted() {

@@ -17,7 +17,7 @@ use crate::profile::{Language, Profile};
 use crate::qemu::Installed;
 use crate::readiness::Wait;
 use crate::shares::exchange::{ExchangeError, Watch, check_limited};
-use crate::stages;
+use crate::{stages, wire};
 
 /// The file in the exchange into which the guest's shell writes the command's status. The status that counts is ssh's; this
 /// one tells a command that ended with 255 from an ssh that failed.
@@ -65,6 +65,9 @@ pub struct Job {
     /// Whether both are wanted.
     #[serde(default)]
     pub topology: Topology,
+    /// What is between two machines.
+    #[serde(default)]
+    pub wire: wire::Kind,
     /// The saved pair that is revived instead of starting both machines; of the topology [`Topology::Pair`] alone.
     #[serde(default)]
     pub saved: Option<Saved>,
@@ -110,7 +113,7 @@ pub fn run(
     let mut standing: Box<dyn Standing> = match &job.topology {
         Topology::Pair => {
             installed.check(&job.pair.controller_machine())?;
-            let run = PairRun { guest, controller: console(CONSOLES[1]) };
+            let run = PairRun { guest, controller: console(CONSOLES[1]), wire: job.wire };
             match &job.saved {
                 None => Box::new(Pair::boot(&installed, &job.pair, &keys, run, job.limits)?),
                 Some(Saved { directory, base, overlay }) => {

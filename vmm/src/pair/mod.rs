@@ -65,6 +65,8 @@ pub struct PairRun {
     pub guest: Run,
     /// Of the controller.
     pub controller: Run,
+    /// What is between them.
+    pub wire: wire::Kind,
 }
 
 /// How long things may take.
@@ -88,6 +90,8 @@ pub struct Pair {
     limits: Limits,
     accelerator: crate::spec::Accelerator,
     kernel: String,
+    /// Ends after the machines.
+    switch: Option<wire::Switch>,
 }
 
 impl Pair {
@@ -102,9 +106,9 @@ impl Pair {
         run: PairRun,
         limits: Limits,
     ) -> Result<Self, Failure> {
-        let PairRun { guest: mut guest_run, controller: mut controller_run } = run;
-        let (one, two) =
-            wire::datagrams().map_err(|error| Failure::new(FailureClass::QemuRefused, error.to_string()))?;
+        let PairRun { guest: mut guest_run, controller: mut controller_run, wire } = run;
+        let (one, two, switch) =
+            wire::between_two(wire).map_err(|error| Failure::new(FailureClass::NoWire, error.to_string()))?;
         guest_run.wires.insert(WIRE.to_owned(), one);
         controller_run.wires.insert(WIRE.to_owned(), two);
         let mut guest = Machine::start(installed, &spec.guest_machine(), guest_run)?;
@@ -126,6 +130,7 @@ impl Pair {
             limits,
             accelerator: spec.accelerator,
             kernel: String::new(),
+            switch,
         };
         let ready = pair.boot_wait("the agent in the controller");
         (pair.kernel, _) = pair.agent.ready(&mut pair.controller, &ready)?;
@@ -160,7 +165,12 @@ impl Pair {
         // Whatever was asked for before bears a lower number.
         agent.skip_numbers(1 << 20);
         let accelerator = spec.accelerator;
-        Ok(Self { controller, agent, desk, server, limits, accelerator, kernel: String::new() })
+        Ok(Self { controller, agent, desk, server, limits, accelerator, kernel: String::new(), switch: None })
+    }
+
+    /// Keeps the switch between the two for as long as both.
+    pub fn hold(&mut self, switch: Option<wire::Switch>) {
+        self.switch = switch;
     }
 
     /// The number of Samba's server, for [`Pair::join`].

@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::spec::{
     Boot, Card, Clock, Drive, DriveBus, DriveFormat, MachineSpec, MemoryBacking, ServerNetwork, Share, ShareKind,
 };
+use crate::wire::End;
 
 /// The name of the memory in saved states: another name is another machine.
 const MEMORY: &str = "ram";
@@ -27,8 +28,8 @@ pub struct Wiring {
     pub console: RawFd,
     /// A stream socket for each port.
     pub ports: BTreeMap<String, RawFd>,
-    /// A datagram socket for each wire, a frame in each datagram.
-    pub wires: BTreeMap<String, RawFd>,
+    /// The end of each wire.
+    pub wires: BTreeMap<String, End<RawFd>>,
 }
 
 /// The command line after the program's name. With `incoming` the machine waits for a saved state instead of starting.
@@ -223,8 +224,7 @@ impl Line {
     }
 
     fn card(&mut self, number: usize, card: &Card, wiring: &Wiring) {
-        let descriptor = wiring.wires[&card.wire];
-        self.words(["-netdev", &format!("dgram,id=wire{number},local.type=fd,local.str={descriptor}")]);
+        self.words(["-netdev", &wiring.wires[&card.wire].netdev(&format!("wire{number}"))]);
         // Without the ROM that would start the machine from the network.
         let device = json!({
             "driver": "virtio-net-pci", "netdev": format!("wire{number}"), "mac": card.address.as_str(), "romfile": "",
@@ -235,12 +235,11 @@ impl Line {
 
 /// What of the devices a saved state depends on, as text: the command line without the host's paths and descriptors.
 pub fn devices(spec: &MachineSpec) -> Vec<String> {
-    let numbers = |names: Vec<&String>| names.into_iter().map(|name| (name.clone(), 0)).collect();
     let wiring = Wiring {
         control: 0,
         console: 0,
-        ports: numbers(spec.ports.iter().collect()),
-        wires: numbers(spec.cards.iter().map(|card| &card.wire).collect()),
+        ports: spec.ports.iter().map(|name| (name.clone(), 0)).collect(),
+        wires: spec.cards.iter().map(|card| (card.wire.clone(), End::Datagrams(0))).collect(),
     };
     let mut spec = spec.clone();
     spec.name.clear();

@@ -17,7 +17,7 @@ use crate::qemu::Installed;
 use crate::report::{MountRequest, RunRequest, Streams, What};
 use crate::shares::samba::{Account, SambaError};
 use crate::spec::Drive;
-use crate::wire;
+use crate::wire::between_two;
 
 /// The partition of the guest's disk with its system.
 const ROOT_PARTITION: u32 = 1;
@@ -201,8 +201,9 @@ pub fn revive(
     let server = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
     let server = server
         .ok_or_else(|| Failure::new(FailureClass::CorruptState, format!("{} has no number in it", file.display())))?;
-    let PairRun { guest: mut guest_run, controller: mut controller_run } = run;
-    let (one, other) = wire::datagrams().map_err(|error| Failure::new(FailureClass::QemuRefused, error.to_string()))?;
+    let PairRun { guest: mut guest_run, controller: mut controller_run, wire } = run;
+    let (one, other, switch) =
+        between_two(wire).map_err(|error| Failure::new(FailureClass::NoWire, error.to_string()))?;
     guest_run.wires.insert(WIRE.to_owned(), one);
     controller_run.wires.insert(WIRE.to_owned(), other);
     let open = |name: &str| Template::open(&directory.join(name));
@@ -210,7 +211,9 @@ pub fn revive(
     let mut controller = open(CONTROLLER)?.revive(installed, &spec.controller_machine(), controller_run)?;
     controller.go()?;
     guest.go()?;
-    Pair::join(spec, keys, controller, guest, server, limits)
+    let mut pair = Pair::join(spec, keys, controller, guest, server, limits)?;
+    pair.hold(switch);
+    Ok(pair)
 }
 
 /// Looks at everything that reviving this pair will look at, and remembers it beside the templates: a room that they are

@@ -159,7 +159,7 @@ fn work() -> Result<Report, Failure> {
         }
         Task::Suspend { pair, key, known_hosts, limits, installed_disk, directory } => {
             let keys = keys(&key, &known_hosts)?;
-            let run = PairRun { guest: run(0)?, controller: run(1)? };
+            let run = PairRun { guest: run(0)?, controller: run(1)?, ..PairRun::default() };
             let watching = Watching::begin();
             stages::suspend(&installed, &pair, &keys, &installed_disk, &directory, run, limits, &mut tell)?;
             drop(watching);
@@ -206,7 +206,7 @@ fn revive(
     let keys = keys(&job.key, &job.known_hosts)?;
     let behind = directory.join(stages::DISK);
     let pair = stages::overlay(&job.pair, Path::new(OVERLAY), &behind, base)?;
-    let run = PairRun { guest: run(0)?, controller: run(1)? };
+    let run = PairRun { guest: run(0)?, controller: run(1)?, ..PairRun::default() };
     let mut standing = stages::revive(installed, &pair, &keys, directory, run, job.limits)?;
     if let Some(seconds) = clock {
         standing.set_clock(seconds)?;

@@ -34,6 +34,7 @@ use anchorhold_vmm::stages::{
     Cache, DISK, Difference, Entry as Kept, Fields, GUEST_FEATURES, InstallSpec, Making, Record, SUSPENDED_FILES,
     Stage, guest_start, prepare, ready, suspend_key,
 };
+use anchorhold_vmm::wire::Kind;
 
 use self::inside::{Order, Task, Words};
 use super::supervisor::Report;
@@ -428,6 +429,7 @@ impl Stages {
         let job = Job {
             pair: spec,
             topology: Topology::Pair,
+            wire: Kind::Dgram,
             saved: None,
             key: self.images.join("key"),
             known_hosts: self.images.join("known_hosts"),

@@ -6,7 +6,7 @@ fn golden(spec: &MachineSpec, memory: &MemoryBacking, incoming: bool) -> String 
         control: 3,
         console: 4,
         ports: [("org.anchorhold.report".to_owned(), 5)].into(),
-        wires: [("pair".to_owned(), 6)].into(),
+        wires: [("pair".to_owned(), End::Datagrams(6))].into(),
     };
     let words = arguments(spec, &wiring, memory, incoming);
     let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
