@@ -53,8 +53,6 @@ const SERVER: &str = "smbd";
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How much longer than the guest's own deadline the host waits for its answer.
 const GRACE: Duration = Duration::from_secs(20);
-/// The message size of 9p, in bytes: what QEMU takes at most without a warning.
-const NINE_P_MESSAGE: u32 = 512_000;
 /// ssh's own failures.
 const SSH_FAILED: u8 = 255;
 
@@ -312,7 +310,7 @@ impl Standing for Pair {
         for (tag, share) in [(shares::STORE_TAG, shares::STORE_SHARE), (shares::EXCHANGE, shares::EXCHANGE)] {
             // What is written must be written, or fail where somebody hears of it.
             let target = Controller::directory_of(share);
-            let mount = shares::nine_p(tag, target, false, Cache::None, NINE_P_MESSAGE);
+            let mount = shares::nine_p(tag, target, false, Cache::None);
             self.ask(What::Mount(mount), &format!("the directory {tag} in the controller"))?;
         }
         Ok(())

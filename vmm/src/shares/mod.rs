@@ -24,13 +24,19 @@ pub const EXCHANGE: &str = "xchg";
 /// The store's share over SMB.
 pub const STORE_SHARE: &str = "nixstore";
 
-/// How a guest's kernel keeps what it has read of a directory of the host's.
+/// The message size of 9p, in bytes: what QEMU takes at most without a warning. With small ones it is slow by a factor of ten.
+const NINE_P_MESSAGE: u32 = 512_000;
+
+/// What a guest's kernel keeps of what it has read of a directory of the host's by 9p.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
-    /// For as long as it likes: for what nobody changes.
+    /// Everything, for as long as it likes: for what nobody changes. What is written through it is opened to be read too, which
+    /// fails where a new file is for reading alone (`cp` of one), unless QEMU is root.
     Loose,
-    /// Not at all: what is written is written.
+    /// What is mapped, for as long as it is: for what the guest writes, as programs may map what they write.
+    Mmap,
+    /// Nothing: what is written is written. Files cannot be mapped to be written.
     None,
 }
 
@@ -55,14 +61,14 @@ pub fn virtiofs(tag: &str, target: impl Into<PathBuf>, read_only: bool) -> Mount
     MountRequest { read_only, ..plain(tag, target, "virtiofs") }
 }
 
-/// A directory of the host's by 9p. With small messages (`msize`, in bytes) it is slow by a factor of ten; 512,000 is what
-/// QEMU takes at most without a warning.
-pub fn nine_p(tag: &str, target: impl Into<PathBuf>, read_only: bool, cache: Cache, msize: u32) -> MountRequest {
+/// A directory of the host's by 9p.
+pub fn nine_p(tag: &str, target: impl Into<PathBuf>, read_only: bool, cache: Cache) -> MountRequest {
     let cache = match cache {
         Cache::Loose => "loose",
+        Cache::Mmap => "mmap",
         Cache::None => "none",
     };
-    let options = format!("trans=virtio,version=9p2000.L,msize={msize},cache={cache}").into();
+    let options = format!("trans=virtio,version=9p2000.L,msize={NINE_P_MESSAGE},cache={cache}").into();
     MountRequest { read_only, options, ..plain(tag, target, "9p") }
 }
 
