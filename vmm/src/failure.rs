@@ -46,8 +46,8 @@ failure_classes! {
     QemuTooOld, "qemu-too-old", "install QEMU 7.2 or newer";
     /// The kernel image, the initramfs or another file that the machine starts from is not there or cannot be read.
     NoKernel, "no-kernel", "name a kernel by the setting vm-kernel; scripts/guest-kernel fetches Debian's";
-    /// There is no image of the guest, or of the controller beside it.
-    NoImage, "no-image", "scripts/guest-images makes those of the stand-in; vm-images names their folder, vm-guest the guest";
+    /// There is no image of the guest, of the controller beside it, or of the inputs of a build.
+    NoImage, "no-image", "scripts/guest-images makes those of the stand-in, vm-images names their folder, vm-guest the guest; vm-store = \"auto\" does without one of the inputs";
     /// The kernel has not got a module that the guest needs.
     KernelLacksModule, "kernel-lacks-module", "use a kernel with this module: Debian's linux-image-amd64 has all that are needed, its cloud kernel has no 9p";
     /// There is no wire between the guest and its controller.

@@ -210,6 +210,7 @@ fn run_command(options: &RunOptions) -> Result<i32, Refused> {
         memory,
         cores: options.cores.clamp(1, 255),
         view,
+        inputs: None,
         disk: options.disk.map(|size| size.bytes(0)),
         command: match terminal {
             true => guest_command(&shell(), &options.cwd, &options.env)?,

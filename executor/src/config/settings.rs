@@ -97,6 +97,8 @@ pub struct Settings {
     pub vm_images: Option<PathBuf>,
     pub vm_topology: String,
     pub vm_wire: String,
+    pub vm_store: String,
+    pub vm_store_cache: String,
     /// In bytes.
     pub vm_exchange: u64,
 }
@@ -159,6 +161,8 @@ impl Settings {
             vm_images: read.path("vm-images"),
             vm_topology: read.text("vm-topology"),
             vm_wire: read.text("vm-wire"),
+            vm_store: read.text("vm-store"),
+            vm_store_cache: read.text("vm-store-cache"),
             vm_exchange: read.bytes("vm-exchange").unwrap_or(1 << 30),
         }
     }

@@ -477,6 +477,20 @@ pub const SETTINGS: &[Setting] = &[
         "What is between a guest and its controller: a pair of sockets that both inherit, or a `vde_switch` in their room.",
     ),
     setting(
+        "vm-store",
+        Kind::Choice(&["auto", "image", "9p"]),
+        "\"auto\"",
+        "machines",
+        "How a Linux machine reads the inputs of its build: from an image that is made of them, by 9p, or by the fastest that can be had here. A build sees no difference.",
+    ),
+    setting(
+        "vm-store-cache",
+        Kind::Choice(&["auto", "loose", "none"]),
+        "\"auto\"",
+        "machines",
+        "What a Linux machine keeps of the inputs that it has read by 9p: all (`loose`, which `auto` is), or nothing.",
+    ),
+    setting(
         "vm-exchange",
         Kind::Size,
         "\"1G\"",

@@ -15,6 +15,7 @@ use anchorhold_vmm::exchange::Command;
 use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::linux::Directory;
 
+use super::inputs::InputNames;
 use super::supervisor::Report;
 use super::{Hook, Machines, Wanted, plain_view, prepare};
 use crate::derivation::Derivation;
@@ -189,6 +190,7 @@ pub fn in_machine(
 ) -> Result<Room, Failure> {
     let mut view = plain_view();
     let mut shown = Vec::new();
+    let mut inputs = InputNames::default();
     // Outer ones first: what lies in a directory that is shown is shown by it.
     let mut mounts: Vec<&Entry> = room.mounts.iter().collect();
     mounts.sort_by_key(|entry| entry.inside().components().count());
@@ -202,6 +204,9 @@ pub fn in_machine(
         if let Some(parent) = parent {
             // Where the room has it, so that it lies in the directory that the guest is given.
             let below = inside.strip_prefix(&parent.inside).unwrap_or(Path::new(""));
+            if parent.writable && !writable && !optional {
+                inputs.add(&parent.inside, below);
+            }
             shown.push(moved(entry, parent.outside.join(below)));
             continue;
         }
@@ -231,6 +236,7 @@ pub fn in_machine(
         memory: wishes.memory(machines),
         cores: wishes.cores(),
         view,
+        inputs: Some(inputs),
         disk: wishes.disk,
         command,
         streams_apart: false,

@@ -12,6 +12,7 @@
 
 pub mod build;
 pub mod granted;
+pub mod inputs;
 pub mod pair;
 pub mod room;
 pub mod stages;
@@ -27,13 +28,14 @@ use anchorhold_sandbox::room::Outside;
 use anchorhold_vmm::accelerator::{self, AcceleratorError};
 use anchorhold_vmm::exchange::Command;
 use anchorhold_vmm::failure::{Failure, FailureClass};
-use anchorhold_vmm::kernel::Kernel;
+use anchorhold_vmm::kernel::{Feature, Kernel};
 use anchorhold_vmm::linux::{self, Job, View};
 use anchorhold_vmm::qemu::Installed;
 use anchorhold_vmm::spec::Accelerator;
 use serde::{Deserialize, Serialize};
 
 use crate::config::settings::Settings;
+use inputs::InputNames;
 
 /// Whom a machine's room runs under.
 pub struct Ids(crate::build::realise::Ids);
@@ -94,6 +96,10 @@ pub struct Machines {
     pub topology: String,
     /// What is between a guest and its controller: `dgram` or `vde`.
     pub wire: String,
+    /// How a Linux machine reads the inputs of its build: `auto`, or a way.
+    pub store: String,
+    /// What it keeps of the store by 9p: `auto`, `loose` or `none`.
+    pub store_cache: String,
 }
 
 impl Machines {
@@ -112,6 +118,8 @@ impl Machines {
             exchange: settings.vm_exchange,
             topology: settings.vm_topology.clone(),
             wire: settings.vm_wire.clone(),
+            store: settings.vm_store.clone(),
+            store_cache: settings.vm_store_cache.clone(),
         }
     }
 
@@ -215,6 +223,8 @@ pub struct Wanted {
     pub cores: u32,
     /// What the guest sees; where its directories lie *in the room*.
     pub view: View,
+    /// What of it are the inputs of a build.
+    pub inputs: Option<InputNames>,
     /// The size, in bytes, of a blank disk of its own.
     pub disk: Option<u64>,
     /// What runs in it.
@@ -299,10 +309,15 @@ pub fn prepare(
     let Ground { qemu, accelerator, kernel: found, agent, order: order_directory, result } =
         Ground::lay(machines, work, owner)?;
     let initramfs = order_directory.join(INITRAMFS);
+    let inputs = wanted.inputs.as_ref().map(|inputs| inputs.by(machines, &found, &qemu)).transpose()?.flatten();
+    let mut features = inputs::features(inputs.as_ref()).to_vec();
+    if wanted.disk.is_some() {
+        features.extend([Feature::Disk, Feature::Ext4]);
+    }
     let kernel = linux::prepare(
         &found,
         &agent,
-        (&wanted.view, wanted.disk.is_some()),
+        (&wanted.view, &features),
         wanted.memory,
         &machines.cache.join("kernels"),
         &initramfs,
@@ -326,6 +341,7 @@ pub fn prepare(
         memory: wanted.memory,
         cores: wanted.cores,
         view: wanted.view.clone(),
+        inputs,
         disk: wanted.disk.map(|_| disk_in_room()),
         terminal: wanted.terminal,
         user: (0, 0),

@@ -41,6 +41,12 @@ pub struct Parts<'a> {
     pub output: Output,
 }
 
+/// Where the programs are that the room of this QEMU has: one of a store brings its libraries along from there, the host's has
+/// them in /usr.
+pub fn programs(qemu: &Path) -> &'static [&'static str] {
+    if qemu.starts_with("/nix/store") { &["/nix/store"] } else { &HOST_PROGRAMS }
+}
+
 /// The room.
 pub fn room(parts: Parts<'_>) -> Room {
     let bind = |inside: PathBuf, outside: PathBuf, writable: bool, optional: bool| Entry::Bind {
@@ -57,12 +63,9 @@ pub fn room(parts: Parts<'_>) -> Room {
         bind(ORDER.into(), prepared.order.clone(), false, false),
         bind(RESULT.into(), prepared.result.clone(), true, false),
     ];
-    // A QEMU of a store brings its libraries along from there, the host's has them in /usr.
-    let of_store = prepared.qemu.starts_with("/nix/store");
     let is_shown = |path: &Path| parts.shown.iter().any(|entry| path.starts_with(entry.inside()));
-    let programs: &[&str] = if of_store { &["/nix/store"] } else { &HOST_PROGRAMS };
     mounts.extend(
-        programs
+        programs(&prepared.qemu)
             .iter()
             .map(PathBuf::from)
             .filter(|path| !is_shown(path))

@@ -172,7 +172,8 @@ fn in_guest(order: &Order, command: exchange::Command) -> Result<Report, Failure
             if job.terminal {
                 Typing::begin(&socket)?;
             }
-            (linux::run(job, command, &console, visitors, &mut hand_on)?, job.accelerator)
+            let mut told = |words: &str| eprintln!("anchorhold: {words}");
+            (linux::run(job, command, &console, visitors, &mut hand_on, &mut told)?, job.accelerator)
         }
         Work::Pair(job) => {
             let place = Path::new(room::RESULT);

@@ -172,7 +172,7 @@ fn a_module_that_a_kernel_has_not_got_is_named() {
     let made = linux::prepare(
         &poor,
         "/proc/self/exe".as_ref(),
-        (&View::default(), false),
+        (&View::default(), &[]),
         512,
         world.elf.parent().unwrap(),
         &place.path().join("initramfs"),

@@ -4,6 +4,7 @@ mod builds;
 mod control;
 mod failures;
 mod hostile;
+mod inputs;
 mod memory;
 mod pairs;
 mod pretender;

@@ -1,6 +1,6 @@
 //! Mounts, files, and the end of the machine.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -47,8 +47,8 @@ pub fn mount_basics() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Mounts what the host asks for.
-pub fn mount_requested(request: &MountRequest) -> Result<(), Failure> {
+/// Mounts what the host asks for; gives what its source turned out to be.
+pub fn mount_requested(request: &MountRequest) -> Result<PathBuf, Failure> {
     let target = &request.target;
     let doing = || format!("mounting {} ({}) at {}", request.source.display(), request.kind, target.display());
     if !target.is_dir() {
@@ -63,13 +63,31 @@ pub fn mount_requested(request: &MountRequest) -> Result<(), Failure> {
         None => PathBuf::from(&request.source),
     };
     if request.kind == "bind" {
-        return errno(mount_bind(&source, target)).doing(doing);
+        errno(mount_bind(&source, target)).doing(doing)?;
+        return Ok(source);
     }
     let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
     flags.set(MountFlags::RDONLY, request.read_only);
     flags.set(MountFlags::NOEXEC, request.no_programs);
     let options = CString::new(request.options.as_bytes()).doing(doing)?;
-    errno(mount(&source, target, request.kind.as_str(), flags, options.as_c_str())).doing(doing)
+    errno(mount(&source, target, request.kind.as_str(), flags, options.as_c_str())).doing(doing)?;
+    Ok(source)
+}
+
+/// Shows parts of a file system over parts of a directory. The binds have its flags and keep it alive; where it was mounted,
+/// and the node of its disk, nobody needs to find it.
+pub fn cover(with: &MountRequest, names: &[OsString], over: &Path) -> Result<(), Failure> {
+    let source = mount_requested(with)?;
+    for name in names {
+        let (from, to) = (with.target.join(name), over.join(name));
+        errno(mount_bind(&from, &to)).doing(|| format!("showing {} at {}", from.display(), to.display()))?;
+    }
+    unmount_requested(&with.target)?;
+    fs::remove_dir(&with.target).doing(|| format!("removing {}", with.target.display()))?;
+    if source.starts_with("/dev") {
+        fs::remove_file(&source).doing(|| format!("removing {}", source.display()))?;
+    }
+    Ok(())
 }
 
 /// Takes a mount away.

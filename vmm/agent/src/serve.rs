@@ -76,7 +76,8 @@ impl Guest {
             What::HostName(name) => rustix::system::sethostname(name.as_encoded_bytes())
                 .map_err(io::Error::from)
                 .doing(|| format!("setting the host name {}", name.display()))?,
-            What::Mount(mount) => files::mount_requested(&mount)?,
+            What::Mount(mount) => drop(files::mount_requested(&mount)?),
+            What::Cover { with, names, over } => files::cover(&with, &names, &over)?,
             What::Unmount(path) => files::unmount_requested(&path)?,
             What::SwitchRoot(path) => files::switch_root(&path)?,
             What::SetClock { nanoseconds } => {

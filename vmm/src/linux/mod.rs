@@ -4,8 +4,12 @@
 //! program, and brings back its status by the agent's own channel: a status that did not come is a failure, never a number.
 
 mod agent;
+mod inputs;
 
 pub use agent::{Agent, End};
+pub use inputs::{Inputs, Way};
+
+use inputs::Ready;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -26,6 +30,9 @@ use crate::report::{MountRequest, PORT_NAME, RunRequest, Streams, What};
 use crate::shares::{self, Cache};
 use crate::spec::{Accelerator, Drive, DriveBus, DriveFormat, MachineSpec, Share, ShareKind};
 use crate::visitors::Visitors;
+
+/// How long a request that has nothing to wait for may take: on a host that is overloaded.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One Linux machine and what it is to do: plain data, but for the program that it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +56,9 @@ pub struct Job {
     pub cores: u32,
     /// What the guest sees.
     pub view: View,
+    /// What of it has a way of its own to be read.
+    #[serde(default)]
+    pub inputs: Option<Inputs>,
     /// The image, byte for byte, of a disk that is the guest's alone: `/dev/vda`.
     #[serde(default)]
     pub disk: Option<PathBuf>,
@@ -134,22 +144,21 @@ impl From<PrepareError> for Failure {
     }
 }
 
-/// Makes the kernel of a machine (in `cache`, once for all) and its initramfs (at `to`) for a guest that sees `view`, and may have
-/// a disk. Memory is in MiB.
+/// Makes the kernel of a machine (in `cache`, once for all) and its initramfs (at `to`) for a guest that sees `view`, and whose
+/// kernel can do `more` than that takes. Memory is in MiB.
 ///
 /// # Errors
 /// What is missing, with its name.
 pub fn prepare(
     kernel: &Kernel,
     agent: &Path,
-    (view, has_disk): (&View, bool),
+    (view, more): (&View, &[Feature]),
     memory: u64,
     cache: &Path,
     to: &Path,
 ) -> Result<PathBuf, PrepareError> {
     let image_file = kernel.extracted(cache)?;
-    let disk: &[Feature] = if has_disk { &[Feature::Disk, Feature::Ext4] } else { &[] };
-    let needed = [Feature::Virtio, Feature::Port, Feature::NineP].into_iter().chain(disk.iter().copied());
+    let needed = [Feature::Virtio, Feature::Port, Feature::NineP].into_iter().chain(more.iter().copied());
     let modules = Modules::open(&kernel.modules)?.closure(needed)?;
     let mut tree = image(agent, &modules, &start(view))?;
     place(&mut tree, view)?;
@@ -241,7 +250,20 @@ impl Job {
     }
 }
 
-/// Starts the machine, runs `command` in it, and ends the machine. The console goes to `console_log`, and to `visitors`.
+impl Job {
+    fn inputs_ready(&self, told: &mut dyn FnMut(&str)) -> Result<Ready, Failure> {
+        let Some(inputs) = &self.inputs else { return Ok(Ready::default()) };
+        let directory = self.view.directories.iter().find(|directory| directory.inside == inputs.directory);
+        let ready = match directory {
+            Some(directory) => inputs.ready(&directory.outside, told),
+            None => Err(format!("the guest has no directory {}", inputs.directory.display())),
+        };
+        ready.map_err(|why| Failure::new(FailureClass::NoImage, format!("the inputs: {why}")))
+    }
+}
+
+/// Starts the machine, runs `command` in it, and ends the machine. The console goes to `console_log`, and to `visitors`; what a
+/// person should know of how it went, to `told`.
 ///
 /// # Errors
 /// A [`Failure`] whenever there is no status of the command.
@@ -251,9 +273,14 @@ pub fn run(
     console_log: &Path,
     visitors: Visitors,
     output: &mut dyn FnMut(bool, &[u8]) -> io::Result<()>,
+    told: &mut dyn FnMut(&str),
 ) -> Result<Done, Failure> {
     let installed = Installed::find(job.qemu.as_deref(), std::env::var_os("PATH").as_deref())?;
-    let spec = job.spec();
+    let mut spec = job.spec();
+    let Ready { drive, share, cover } = job.inputs_ready(told)?;
+    // Behind the guest's own disk, which is the first.
+    spec.drives.extend(drive);
+    spec.shares.extend(share);
     installed.check(&spec)?;
     let begun = Instant::now();
     let mut machine = Machine::start(
@@ -271,6 +298,12 @@ pub fn run(
     let boot = Wait::new("the agent in the guest", Duration::from_millis(job.boot_limit))
         .unless_stalled(Duration::from_millis(job.boot_stall), job.accelerator);
     let (kernel, _) = agent.ready(&mut machine, &boot)?;
+    if let Some(cover) = cover {
+        agent.request(&mut machine, cover, &Wait::new("the inputs in the guest", PATIENCE)).map_err(|failure| {
+            let is_refusal = failure.class == FailureClass::GuestRefused;
+            Failure { class: if is_refusal { FailureClass::NoShare } else { failure.class }, ..failure }
+        })?;
+    }
     let ready_after = begun.elapsed();
     let limit = job.limit.map_or(Duration::MAX, Duration::from_millis);
     let request = RunRequest {

@@ -287,6 +287,7 @@ fn name_of(what: &What) -> String {
         What::AwaitBanner { address, port, .. } => format!("waiting for {address}:{port}"),
         What::Space(path) => format!("looking at the room in {}", path.display()),
         What::PowerOff => "powering off".into(),
+        What::Cover { over, .. } => format!("showing parts of {}", over.display()),
     }
 }
 

@@ -33,6 +33,15 @@ pub enum What {
     HostName(OsString),
     /// Mount a file system; its directory is made if it is missing.
     Mount(MountRequest),
+    /// Show parts of a file system over parts of a directory; nothing of it is seen elsewhere.
+    Cover {
+        /// The file system. It is mounted while this is done; the node of its disk is gone afterwards.
+        with: MountRequest,
+        /// The parts, each there in both: a directory over a directory, a file over a file.
+        names: Vec<OsString>,
+        /// The directory.
+        over: PathBuf,
+    },
     /// Take a file system away again. The request fails if it is in use.
     Unmount(PathBuf),
     /// Make this mounted directory the root, with /dev, /proc and /sys moved into it.
@@ -211,10 +220,7 @@ impl Request {
                 f.u32(address.to_bits()).u8(prefix)
             }
             What::HostName(name) => f.u8(2).name(name),
-            What::Mount(mount) => {
-                f.u8(3).name(&mount.source).name(&mount.target).bytes(&mount.kind).name(&mount.options);
-                f.flag(mount.read_only).flag(mount.no_programs)
-            }
+            What::Mount(mount) => mount.write(f.u8(3)),
             What::Unmount(path) => f.u8(4).name(path),
             What::SwitchRoot(path) => f.u8(5).name(path),
             What::SetClock { nanoseconds } => f.u8(6).u64(*nanoseconds),
@@ -240,6 +246,10 @@ impl Request {
             }
             What::Space(path) => f.u8(11).name(path),
             What::PowerOff => f.u8(12),
+            What::Cover { with, names, over } => {
+                with.write(f.u8(13));
+                f.list(names, |f, name| _ = f.name(name)).name(over)
+            }
         };
         frame(&f.finish())
     }
@@ -260,14 +270,7 @@ impl Request {
                 What::Network { interface, address: given.then_some(address) }
             }
             2 => What::HostName(f.name("host name")?.to_owned()),
-            3 => What::Mount(MountRequest {
-                source: f.name("source")?.to_owned(),
-                target: f.name("target")?.into(),
-                kind: f.text("kind")?.to_owned(),
-                options: f.name("options")?.to_owned(),
-                read_only: f.flag("read only")?,
-                no_programs: f.flag("no programs")?,
-            }),
+            3 => What::Mount(MountRequest::read(&mut f)?),
             4 => What::Unmount(f.name("path")?.into()),
             5 => What::SwitchRoot(f.name("path")?.into()),
             6 => What::SetClock { nanoseconds: f.u64("clock")? },
@@ -289,10 +292,33 @@ impl Request {
             },
             11 => What::Space(f.name("path")?.into()),
             12 => What::PowerOff,
+            13 => What::Cover {
+                with: MountRequest::read(&mut f)?,
+                names: f.list("parts", |f| Ok(f.name("part")?.to_owned()))?,
+                over: f.name("directory")?.into(),
+            },
             other => return Err(FieldError::Unknown { field: "request", value: other.into() }.into()),
         };
         f.end()?;
         Ok(Self { number, what })
+    }
+}
+
+impl MountRequest {
+    fn write<'a>(&self, f: &'a mut Writer) -> &'a mut Writer {
+        f.name(&self.source).name(&self.target).bytes(&self.kind).name(&self.options);
+        f.flag(self.read_only).flag(self.no_programs)
+    }
+
+    fn read(f: &mut Reader<'_>) -> Result<Self, FieldError> {
+        Ok(Self {
+            source: f.name("source")?.to_owned(),
+            target: f.name("target")?.into(),
+            kind: f.text("kind")?.to_owned(),
+            options: f.name("options")?.to_owned(),
+            read_only: f.flag("read only")?,
+            no_programs: f.flag("no programs")?,
+        })
     }
 }
 
@@ -395,6 +421,19 @@ mod tests {
         value().prop_map(PathBuf::from)
     }
 
+    fn mount() -> impl Strategy<Value = MountRequest> {
+        (value(), path(), any::<String>(), value(), any::<bool>(), any::<bool>()).prop_map(
+            |(source, target, kind, options, read_only, no_programs)| MountRequest {
+                source,
+                target,
+                kind,
+                options,
+                read_only,
+                no_programs,
+            },
+        )
+    }
+
     fn what() -> impl Strategy<Value = What> {
         let address = any::<u32>().prop_map(Ipv4Addr::from_bits);
         prop_oneof![
@@ -402,11 +441,12 @@ mod tests {
             (any::<String>(), prop::option::of((address.clone(), any::<u8>())))
                 .prop_map(|(interface, address)| What::Network { interface, address }),
             value().prop_map(What::HostName),
-            (value(), path(), any::<String>(), value(), any::<bool>(), any::<bool>()).prop_map(
-                |(source, target, kind, options, read_only, no_programs)| {
-                    What::Mount(MountRequest { source, target, kind, options, read_only, no_programs })
-                }
-            ),
+            mount().prop_map(What::Mount),
+            (mount(), prop::collection::vec(value(), 0..5), path()).prop_map(|(with, names, over)| What::Cover {
+                with,
+                names,
+                over
+            }),
             path().prop_map(What::Unmount),
             path().prop_map(What::SwitchRoot),
             any::<u64>().prop_map(|nanoseconds| What::SetClock { nanoseconds }),

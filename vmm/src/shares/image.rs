@@ -24,7 +24,15 @@ impl Form {
         }
     }
 
-    fn tool(self) -> (&'static str, &'static str) {
+    /// The program that makes it: in the path, and where an ordinary user's path does not lead. Nothing if there is none.
+    pub fn program(self) -> Option<PathBuf> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+        folders.map(|folder| folder.join(self.tool().0)).find(|path| path.is_file())
+    }
+
+    /// The name of that program, and of the package that has it.
+    pub fn tool(self) -> (&'static str, &'static str) {
         match self {
             Self::Erofs => ("mkfs.erofs", "erofs-utils"),
             Self::Squashfs => ("mksquashfs", "squashfs-tools"),
@@ -74,13 +82,14 @@ pub enum ImageError {
     },
 }
 
-/// Makes the image `to`, which must not be there yet. All in it belongs to root and is as old as things in a store are.
+/// Makes the image `to`, which must not be there yet, by [`Form::program`]'s program. In a squashfs everything belongs to whom it
+/// belongs to here, and is as old; in an erofs all belongs to root and is as old as things in a store are.
 ///
 /// # Errors
-/// If the host has no tool for it, or the tool fails: then `to` is not there.
-pub fn make(form: Form, content: &Content, to: &Path) -> Result<(), ImageError> {
+/// If the program is not there, or fails, which it does at the first file that it cannot read: then `to` is not there.
+pub fn make(form: Form, program: &Path, content: &Content, to: &Path) -> Result<(), ImageError> {
     let (tool, package) = form.tool();
-    let mut command = Command::new(find(tool));
+    let mut command = Command::new(program);
     match (form, content) {
         (Form::Erofs, Content::Directory(directory)) => {
             // 1 is the time of everything in a store.
@@ -98,8 +107,10 @@ pub fn make(form: Form, content: &Content, to: &Path) -> Result<(), ImageError> 
                 Content::Paths(paths) => command.args(check(paths)?).arg(to).arg("-keep-as-directory"),
             };
             // Packed by LZ4: measured as fast as not packed, and smaller.
-            command.args(["-comp", "lz4", "-all-root", "-no-xattrs", "-noappend", "-no-progress", "-quiet"]);
-            command.args(["-mkfs-time", "0", "-all-time", "1"]);
+            command.args(["-comp", "lz4", "-no-xattrs", "-noappend", "-no-progress", "-quiet", "-mkfs-time", "0"]);
+            // Else a file that cannot be read is an empty one. And it would take a quarter of the host's memory, which a room may
+            // not have.
+            command.args(["-exit-on-error", "-mem", "256M"]);
         }
     }
     // It would set times of its own.
@@ -137,13 +148,6 @@ fn check(paths: &[PathBuf]) -> Result<&[PathBuf], ImageError> {
     Ok(paths)
 }
 
-/// In the path, and where an ordinary user's path does not lead.
-fn find(tool: &str) -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/bin"].map(PathBuf::from));
-    folders.map(|folder| folder.join(tool)).find(|path| path.is_file()).unwrap_or_else(|| tool.into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,12 +163,12 @@ mod tests {
         ["a-one", "b-two"].map(|name| folder.join("store").join(name)).to_vec()
     }
 
-    fn there(form: Form) -> bool {
-        let there = find(form.tool().0).is_absolute();
-        if !there {
+    fn program(form: Form) -> Option<PathBuf> {
+        let program = form.program();
+        if program.is_none() {
             println!("SKIP: no {} here", form.tool().0);
         }
-        there
+        program
     }
 
     #[test]
@@ -177,12 +181,10 @@ mod tests {
             (Form::Squashfs, Content::Directory(folder.path().join("store"))),
             (Form::Erofs, Content::Directory(folder.path().join("store"))),
         ] {
-            if !there(form) {
-                return;
-            }
+            let Some(program) = program(form) else { return };
             let (one, two) = (folder.path().join("one"), folder.path().join("two"));
-            make(form, &content, &one).unwrap();
-            make(form, &content, &two).unwrap();
+            make(form, &program, &content, &one).unwrap();
+            make(form, &program, &content, &two).unwrap();
             assert!(fs::read(&one).unwrap() == fs::read(&two).unwrap(), "{form:?}");
             if form == Form::Squashfs {
                 let listed = Command::new("unsquashfs").arg("-lls").arg(&one).output().unwrap();
@@ -193,7 +195,6 @@ mod tests {
                 );
                 let all = matches!(content, Content::Directory(_));
                 assert_eq!(listed.contains("c-not"), all, "{listed}");
-                assert!(listed.contains("root/root") && listed.contains("1970-01-01"), "{listed}");
             }
             fs::remove_file(one).unwrap();
             fs::remove_file(two).unwrap();
@@ -205,16 +206,48 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let paths = closure(folder.path());
         let to = folder.path().join("image");
-        let told = |form, content| make(form, &content, &to).unwrap_err().to_string();
+        let told = |form: Form, content| {
+            let program = form.program().unwrap_or_else(|| form.tool().0.into());
+            make(form, &program, &content, &to).unwrap_err().to_string()
+        };
         assert!(told(Form::Erofs, Content::Paths(paths.clone())).contains("squashfs"));
         assert!(told(Form::Squashfs, Content::Paths(Vec::new())).contains("no paths"));
         let twice = vec![paths[0].clone(), folder.path().join("other/a-one")];
         assert!(told(Form::Squashfs, Content::Paths(twice)).contains("same name"));
         let link = folder.path().join("store/a-one/link");
         assert!(told(Form::Squashfs, Content::Paths(vec![link])).contains("symbolic link"));
-        if there(Form::Erofs) {
+        if program(Form::Erofs).is_some() {
             let said = told(Form::Erofs, Content::Directory("/missing".into()));
             assert!(said.contains("mkfs.erofs could not make") && !to.exists(), "{said}");
         }
+        let missing = make(Form::Squashfs, Path::new("/missing"), &Content::Paths(paths), &to).unwrap_err().to_string();
+        assert!(missing.contains("install squashfs-tools"), "{missing}");
+    }
+
+    /// mksquashfs by itself takes what it cannot read for empty, and says that all is well.
+    #[test]
+    fn a_file_that_cannot_be_read_is_no_empty_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let Some(mut program) = program(Form::Squashfs) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let paths = closure(folder.path());
+        fs::set_permissions(paths[1].join("name"), fs::Permissions::from_mode(0o000)).unwrap();
+        if rustix::process::geteuid().is_root() {
+            // Who reads every file.
+            let nobody = folder.path().join("nobody");
+            let script = format!(
+                "#!/bin/sh\nexec setpriv --reuid=65534 --regid=65534 --clear-groups {} \"$@\"\n",
+                program.display()
+            );
+            // By a process of its own: a descriptor of ours that another test's child has meanwhile would make it busy.
+            let mut write = Command::new("/bin/sh");
+            write.args(["-c", "printf %s \"$1\" >\"$0\"; chmod 755 \"$0\""]).arg(&nobody).arg(script);
+            assert!(write.status().unwrap().success());
+            program = nobody;
+        }
+        let to = folder.path().join("image");
+        let said = make(Form::Squashfs, &program, &Content::Paths(paths), &to).unwrap_err().to_string();
+        assert!(said.contains("mksquashfs could not make") && !to.exists(), "{said}");
     }
 }
