@@ -213,6 +213,11 @@ impl Machine {
         self.process.id()
     }
 
+    /// Whether QEMU has ended, as far as was seen.
+    pub fn has_ended(&self) -> bool {
+        self.exit.is_some()
+    }
+
     /// Lets it run.
     ///
     /// # Errors

@@ -478,17 +478,17 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting(
         "vm-store",
-        Kind::Choice(&["auto", "image", "9p"]),
+        Kind::Choice(&["auto", "image", "virtiofs", "9p"]),
         "\"auto\"",
         "machines",
-        "How a Linux machine reads the inputs of its build: from an image that is made of them, by 9p, or by the fastest that can be had here. A build sees no difference.",
+        "How a Linux machine reads the inputs of its build: from an image that is made of them, by virtiofs, by 9p, or by the fastest that can be had here. A build sees no difference.",
     ),
     setting(
         "vm-store-cache",
-        Kind::Choice(&["auto", "loose", "none"]),
+        Kind::Choice(&["auto", "loose", "none", "always", "metadata", "never"]),
         "\"auto\"",
         "machines",
-        "What a Linux machine keeps of the inputs that it has read by 9p: all (`loose`, which `auto` is), or nothing.",
+        "What a Linux machine keeps of the inputs that it has read: by 9p all (`loose`) or nothing (`none`), by virtiofs all (`always`), names and no contents (`metadata`) or nothing (`never`). `auto`, and words of the other way, keep all.",
     ),
     setting(
         "vm-exchange",

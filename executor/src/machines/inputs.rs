@@ -8,11 +8,14 @@ use anchorhold_vmm::kernel::{Feature, Kernel, Modules};
 use anchorhold_vmm::linux::{Inputs, Way};
 use anchorhold_vmm::shares::Cache;
 use anchorhold_vmm::shares::image::Form;
+use anchorhold_vmm::shares::virtiofs::{self, Caching};
 
 use super::{Machines, room};
 
 /// The image, among what the room writes.
 const IMAGE: &str = "inputs.squashfs";
+/// The socket of a virtiofsd, there too.
+const SOCKET: &str = "inputs.sock";
 /// From how many bytes of inputs on an image is not worth its making, where nobody asks for one: it is packed at some 600 MiB a
 /// second, and saves a millisecond or two for each file that the builder opens, of which few builders open more than some
 /// thousands.
@@ -50,6 +53,7 @@ impl InputNames {
         let or_nine_p = machines.store == "auto";
         let way = match machines.store.as_str() {
             "9p" => Ok(Way::NineP { why: None }),
+            "virtiofs" => virtiofs(machines, kernel, qemu),
             _ => self.image(or_nine_p, kernel, qemu),
         };
         let way = match way {
@@ -72,14 +76,32 @@ impl InputNames {
             .map_err(|error| error.to_string())?;
         let (tool, package) = Form::Squashfs.tool();
         let program = Form::Squashfs.program().ok_or_else(|| format!("there is no {tool} here: install {package}"))?;
-        // Through links, of which the room may not have the first.
-        let program = program.canonicalize().map_err(|error| format!("{}: {error}", program.display()))?;
-        if !room::programs(qemu).iter().any(|place| program.starts_with(place)) {
-            return Err(format!("{} is not among the programs that the machine's room has", program.display()));
-        }
+        let program = in_room(&program, qemu)?;
         let file = Path::new(room::RESULT).join(IMAGE);
         Ok(Way::Image { program, file, most: only_if_worth_it.then_some(WORTH) })
     }
+}
+
+fn virtiofs(machines: &Machines, kernel: &Kernel, qemu: &Path) -> Result<Way, String> {
+    has_features(kernel, &[Feature::Virtiofs])?;
+    let program = virtiofs::program().map_err(|error| error.to_string())?;
+    let cached = |caching: &Caching| caching.to_string() == machines.store_cache;
+    let caching = Caching::ALL.into_iter().find(cached).unwrap_or_default();
+    Ok(Way::Virtiofs { program: in_room(&program, qemu)?, socket: Path::new(room::RESULT).join(SOCKET), caching })
+}
+
+fn has_features(kernel: &Kernel, features: &[Feature]) -> Result<(), String> {
+    let modules = Modules::open(&kernel.modules).and_then(|modules| modules.closure(features.iter().copied()));
+    modules.map(drop).map_err(|error| error.to_string())
+}
+
+/// A program of the host's as the room of this QEMU has it: through links, of which the room may not have the first.
+fn in_room(program: &Path, qemu: &Path) -> Result<PathBuf, String> {
+    let program = program.canonicalize().map_err(|error| format!("{}: {error}", program.display()))?;
+    if room::programs(qemu).iter().any(|place| program.starts_with(place)) {
+        return Ok(program);
+    }
+    Err(format!("{} is not among the programs that the machine's room has", program.display()))
 }
 
 const IMAGE_FEATURES: [Feature; 2] = [Feature::Disk, Feature::Squashfs];
@@ -88,6 +110,7 @@ const IMAGE_FEATURES: [Feature; 2] = [Feature::Disk, Feature::Squashfs];
 pub(super) fn features(inputs: Option<&Inputs>) -> &'static [Feature] {
     match inputs.map(|inputs| &inputs.way) {
         Some(Way::Image { .. }) => &IMAGE_FEATURES,
+        Some(Way::Virtiofs { .. }) => &[Feature::Virtiofs],
         Some(Way::NineP { .. }) | None => &[],
     }
 }

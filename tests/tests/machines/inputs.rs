@@ -14,6 +14,7 @@ type Way = &'static [(&'static str, &'static str)];
 
 const IMAGE: Way = &[("vm-store", "image")];
 const NINE_P: Way = &[("vm-store", "9p")];
+const VIRTIOFS: Way = &[("vm-store", "virtiofs")];
 const UNCACHED: Way = &[("vm-store", "9p"), ("vm-store-cache", "none")];
 
 fn has_mksquashfs() -> bool {
@@ -215,4 +216,40 @@ fn without_its_tool_9p_is_taken_and_told_or_the_machine_is_refused() {
     let told = text(&done.stderr);
     assert!(done.status.success(), "{told}");
     assert!(told.contains("the inputs are read by 9p: there is no mksquashfs here: install squashfs-tools"), "{told}");
+}
+
+/// A virtiofsd that will do, where there is one; the machine's room has what is in /usr.
+fn has_virtiofsd() -> bool {
+    let is_fit = anchorhold_vmm::shares::virtiofs::program().is_ok_and(|program| program.starts_with("/usr"));
+    if !is_fit {
+        skip("there is no virtiofsd written in Rust here");
+    }
+    is_fit
+}
+
+#[test]
+fn virtiofs_is_one_of_the_ways_or_is_refused_with_what_is_missing() {
+    let Some(world) = World::new() else { return };
+    let odd = world.derivation("odd", &json!({ "out": {}, "link": {}, "plain": {} }), ODD);
+    if !has_virtiofsd() {
+        let told = text(&world.build(&odd, VIRTIOFS, false).stderr);
+        assert!(told.contains("vm-store is virtiofs: ") && told.contains("(no-share)"), "{told}");
+        assert!(
+            told.contains("install the virtiofsd written in Rust") || told.contains("there is no virtiofsd"),
+            "{told}"
+        );
+        return;
+    }
+    for (number, way) in [NINE_P, VIRTIOFS, &[("vm-store", "virtiofs"), ("vm-store-cache", "never")]].iter().enumerate()
+    {
+        let done = world.build(&odd, way, number > 0);
+        assert!(done.status.success(), "{way:?}: {}", text(&done.stderr));
+    }
+    let told = world.derivation("told", &json!({ "out": {} }), "$b grep -c virtiofs /proc/mounts >$out
+        echo x >$tree/new && exit 1; $b mount -o remount,rw $tree; echo x >$tree/new && exit 1; $b cat $file >/dev/null");
+    let done = world.build(&told, VIRTIOFS, false);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let made = world.store.world.real(text(&done.stdout).trim());
+    // All inputs but the link.
+    assert_eq!(std::fs::read_to_string(made).unwrap(), "3\n");
 }

@@ -2,16 +2,20 @@
 //! end is heard while an answer is waited for.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, FailureClass};
 use crate::machine::{Event, Machine};
 use crate::process::Exit;
 use crate::readiness::{Verdict, Wait, Watch};
 use crate::report::{Ending, Frames, PORT_NAME, Report, Request, RunRequest, What};
+use crate::shares::virtiofs;
 
 /// How much of what a server says is kept, in bytes.
 const KEPT_WORDS: usize = 2 << 10;
+
+/// How long QEMU may take to end once it has let go of its sockets.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// The agent, as its host hears it.
 #[derive(Debug, Default)]
@@ -21,6 +25,7 @@ pub struct Agent {
     reports: VecDeque<Report>,
     neighbour: Option<Machine>,
     servers: Vec<Server>,
+    attendants: Vec<virtiofs::Server>,
 }
 
 /// A program that runs until the end of its machine.
@@ -56,6 +61,11 @@ impl Agent {
     /// The other machine, to have it by itself.
     pub fn into_neighbour(self) -> Option<Machine> {
         self.neighbour
+    }
+
+    /// Has a program beside the machine, without which that would wait for ever: its end is a failure of the machine.
+    pub fn attended_by(&mut self, server: virtiofs::Server) {
+        self.attendants.push(server);
     }
 
     /// Says that a program runs already under this number, which must not end: of a machine that was revived. Requests are
@@ -193,16 +203,23 @@ impl Agent {
                 }
             }
             let mut next_look = watch.next_look();
-            let mut others = Vec::new();
+            let mut others: Vec<_> = self.attendants.iter().map(virtiofs::Server::ended).collect();
             if let (Some(neighbour), Some(watch)) = (&mut self.neighbour, &mut beside) {
                 while let Some(event) = neighbour.happened()? {
                     watch.see(neighbour, &event)?;
                 }
                 watch.see(neighbour, &Event::Nothing)?;
                 next_look = next_look.min(watch.next_look());
-                others = neighbour.descriptors();
+                others.extend(neighbour.descriptors());
             }
-            let Some(event) = machine.next_or(next_look, &others)? else { continue };
+            let Some(event) = machine.next_or(next_look, &others)? else {
+                if let Some(words) = self.of_attendant(machine)? {
+                    let what =
+                        format!("the server of a directory, which must not end, has ended; it last said “{words}”");
+                    return Err(watch.fail(machine, FailureClass::NoShare, &what));
+                }
+                continue;
+            };
             if let Event::Port(name, bytes) = &event
                 && name == PORT_NAME
                 && let Err(why) = self.take(bytes)
@@ -213,6 +230,20 @@ impl Agent {
             }
             watch.see(machine, &event)?;
         }
+    }
+
+    /// The last words of an attendant that has ended, unless that is because QEMU has.
+    fn of_attendant(&mut self, machine: &mut Machine) -> Result<Option<String>, Failure> {
+        let Some(server) = self.attendants.iter_mut().find_map(virtiofs::Server::gone) else { return Ok(None) };
+        let until = Instant::now() + ENDING;
+        // What it says meanwhile nobody can use any more.
+        while !matches!(machine.next(until)?, Event::Nothing) {
+            if machine.has_ended() {
+                self.attendants.clear();
+                return Ok(None);
+            }
+        }
+        Ok(Some(server))
     }
 
     /// Hears what a server says; that it has ended, in words.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::report::{MountRequest, What};
 use crate::shares::image::{self, Content, Form};
+use crate::shares::virtiofs::{Caching, Server};
 use crate::shares::{self, Cache, STORE_SERIAL, STORE_TAG};
 use crate::spec::{Drive, Share, ShareKind};
 
@@ -49,6 +50,16 @@ pub enum Way {
         /// The bytes of inputs from which on it is not worth its making.
         most: Option<u64>,
     },
+    /// By virtiofs.
+    #[serde(rename_all = "kebab-case")]
+    Virtiofs {
+        /// The program that serves it.
+        program: PathBuf,
+        /// Where it listens.
+        socket: PathBuf,
+        /// What the guest keeps.
+        caching: Caching,
+    },
     /// By 9p, apart from what is written.
     #[serde(rename_all = "kebab-case")]
     NineP {
@@ -62,6 +73,7 @@ pub enum Way {
 pub(super) struct Ready {
     pub drive: Option<Drive>,
     pub share: Option<Share>,
+    pub server: Option<Server>,
     pub cover: Option<What>,
 }
 
@@ -75,6 +87,7 @@ impl Inputs {
             Way::NineP { why: None } => return Ok(self.nine_p(outside)),
             Way::NineP { why: Some(why) } => Err(why.clone()),
             Way::Image { program, file, most } => self.image(outside, program, file, *most),
+            Way::Virtiofs { program, socket, caching } => self.virtiofs(outside, program, socket, *caching),
         };
         match made {
             Ok(ready) => Ok(ready),
@@ -103,7 +116,15 @@ impl Inputs {
         }
         let cover = self.cover(&self.paths(outside), shares::nine_p(STORE_TAG, ASIDE, true, self.cache));
         let share = Share { tag: STORE_TAG.into(), path: outside.to_owned(), read_only: true, kind: ShareKind::NineP };
-        Ready { share: Some(share), cover: Some(cover), drive: None }
+        Ready { share: Some(share), cover: Some(cover), ..Ready::default() }
+    }
+
+    fn virtiofs(&self, outside: &Path, program: &Path, socket: &Path, caching: Caching) -> Result<Ready, String> {
+        let server = Server::start(program, outside, caching, socket).map_err(|error| error.to_string())?;
+        let cover = self.cover(&self.paths(outside), shares::virtiofs(STORE_TAG, ASIDE, true));
+        let share =
+            Share { tag: STORE_TAG.into(), path: socket.to_owned(), read_only: true, kind: ShareKind::Virtiofs };
+        Ok(Ready { share: Some(share), cover: Some(cover), server: Some(server), drive: None })
     }
 
     fn image(&self, outside: &Path, program: &Path, file: &Path, most: Option<u64>) -> Result<Ready, String> {
@@ -122,7 +143,7 @@ impl Inputs {
         }
         let cover = self.cover(&paths, shares::disk(STORE_SERIAL, Form::Squashfs, ASIDE));
         image::make(Form::Squashfs, program, &Content::Paths(paths), file).map_err(|error| error.to_string())?;
-        Ok(Ready { drive: Some(Drive::read_only(STORE_SERIAL, file)), cover: Some(cover), share: None })
+        Ok(Ready { drive: Some(Drive::read_only(STORE_SERIAL, file)), cover: Some(cover), ..Ready::default() })
     }
 }
 
@@ -175,7 +196,8 @@ mod tests {
     fn what_cannot_be_had_is_told_or_refused() {
         let (place, mut inputs) = inputs(Way::NineP { why: Some("there is no other".into()) }, true);
         let is_nine_p = |way: Result<Ready, String>| {
-            let Ready { drive: None, share: Some(share), cover: Some(What::Cover { with, names, .. }) } = way.unwrap()
+            let Ready { drive: None, share: Some(share), cover: Some(What::Cover { with, names, .. }), .. } =
+                way.unwrap()
             else {
                 panic!()
             };
@@ -209,7 +231,8 @@ mod tests {
         let (place, inputs) = inputs(Way::NineP { why: None }, false);
         let way = by_image(place.path(), program.to_str().unwrap(), Some(5004));
         let (way, told) = ready(&place, &Inputs { way, ..inputs });
-        let Ready { drive: Some(drive), cover: Some(What::Cover { with, names, over }), share: None } = way.unwrap()
+        let Ready { drive: Some(drive), cover: Some(What::Cover { with, names, over }), share: None, .. } =
+            way.unwrap()
         else {
             panic!()
         };

@@ -277,7 +277,7 @@ pub fn run(
 ) -> Result<Done, Failure> {
     let installed = Installed::find(job.qemu.as_deref(), std::env::var_os("PATH").as_deref())?;
     let mut spec = job.spec();
-    let Ready { drive, share, cover } = job.inputs_ready(told)?;
+    let Ready { drive, share, server, cover } = job.inputs_ready(told)?;
     // Behind the guest's own disk, which is the first.
     spec.drives.extend(drive);
     spec.shares.extend(share);
@@ -295,6 +295,9 @@ pub fn run(
     )?;
     machine.go()?;
     let mut agent = Agent::default();
+    if let Some(server) = server {
+        agent.attended_by(server);
+    }
     let boot = Wait::new("the agent in the guest", Duration::from_millis(job.boot_limit))
         .unless_stalled(Duration::from_millis(job.boot_stall), job.accelerator);
     let (kernel, _) = agent.ready(&mut machine, &boot)?;

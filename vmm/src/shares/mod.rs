@@ -1,6 +1,7 @@
 //! What a guest sees of the host: the store, read-only and with exactly a closure in it, and `xchg`, which it writes.
 //!
 //! * [`image`] makes the store an image on a disk: the fastest way by far for a Linux guest.
+//! * [`mod@virtiofs`] serves a directory by a program beside QEMU.
 //! * [`samba`] exports directories over SMB, for guests that know nothing else.
 //! * [`exchange`] watches the room in `xchg`: a guest's own tools may report a write that was lost as done.
 //!
@@ -9,6 +10,7 @@
 pub mod exchange;
 pub mod image;
 pub mod samba;
+pub mod virtiofs;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
