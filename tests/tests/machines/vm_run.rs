@@ -50,15 +50,17 @@ fn without_a_command_it_is_a_shell_on_the_callers_terminal() {
     command.args(["vm", "run", "--option", "accel", "tcg"]);
     let mut terminal = Terminal::start(&command);
     terminal.shows("# ");
+    // Each is typed only when somebody waits for it: a shell changes the terminal between its prompts and its programs, and what
+    // is typed meanwhile may get another meaning or none.
     terminal.types("uname -r\r");
-    terminal.shows(&format!("\r{}\r\n", kernel.version));
+    let version = format!("\r{}\r\n", kernel.version);
+    terminal.shows_behind(&version, "# ");
     // What is typed reaches programs, and keys mean there what they mean everywhere.
-    terminal.types("cat\r");
+    terminal.types("echo ready; cat\r");
+    terminal.shows("\rready\r\n");
     terminal.types("word\r");
-    // The shell shows again what was typed before its prompt came, so this is what stands behind the command in any case.
-    terminal.shows("l\rword\r\n");
+    terminal.shows("word\r\nword\r\n");
     terminal.types("\x03");
-    // A shell whose program was interrupted throws away what was typed ahead of its next prompt.
     terminal.shows_behind("^C", "# ");
     terminal.types("echo status $?; exit 7\r");
     terminal.shows("status 130");
