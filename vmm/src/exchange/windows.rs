@@ -71,7 +71,8 @@ fn strings(command: &Command) -> Vec<(String, &OsStr)> {
     all
 }
 
-/// Text for cmd that does what [`READER`] does.
+/// Text for cmd that does what [`READER`] does, but that an empty variable is none: cmd knows no other way to say that. Wine's cmd
+/// takes the text for one of code page 437, whatever `chcp` says, so that it is told nothing but ASCII right.
 ///
 /// # Errors
 /// Naming a string that is not text, has a line's end in it, or is too long for a line.
@@ -91,7 +92,11 @@ pub fn cmd(command: &Command) -> Result<Vec<u8>, WindowsError> {
     for (name, value) in &command.environment {
         lines.push(format!("set \"{}", quoted(&format!("{}={}", text(name), text(value)))));
     }
-    lines.push(format!("cd /d \"{} || exit /b 125", quoted(&text(command.directory.as_os_str()))));
+    // Asked for by itself: what `cd` comes to is not told by `||` in every cmd, and Wine's takes the space before it for a part of
+    // the name.
+    let directory = text(command.directory.as_os_str());
+    lines.push(format!("if not exist \"{} exit /b 125", quoted(&format!("{}\\.", directory.trim_end_matches('\\')))));
+    lines.push(format!("cd /d \"{}", quoted(&directory)));
     let mut line = format!("\"{}", quoted(&text(&command.program)));
     for argument in &command.arguments {
         // A backslash before the closing quote would make that quote a part of the argument.
@@ -162,6 +167,7 @@ mod tests {
         assert!(lines.contains(&"set \"A=x&y|%%PATH%%\"".to_owned()), "{lines:?}");
         assert!(lines.contains(&"set \"B=say \"a^&b\" & go\"".to_owned()), "{lines:?}");
         assert!(lines.contains(&"\"S:\\hello.exe\" \"100%%\" \"end\\\\\"".to_owned()), "{lines:?}");
+        assert!(lines.contains(&"if not exist \"X:\\.\" exit /b 125".to_owned()), "{lines:?}");
     }
 
     #[test]
