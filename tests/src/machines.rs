@@ -1,6 +1,8 @@
 //! What virtual machines need of the host.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anchorhold_vmm::kernel::Kernel;
 use anchorhold_vmm::qemu::Installed;
@@ -27,6 +29,65 @@ pub fn guest_images() -> Option<PathBuf> {
         crate::skip("no guest images here: scripts/guest-images makes them");
     }
     found
+}
+
+/// The same folder, when it has a guest with Wine; says why if not, or if nobody asked for what takes so long.
+pub fn wine_images() -> Option<PathBuf> {
+    if std::env::var_os("ANCHORHOLD_HEAVY_TESTS").is_none() {
+        crate::skip("ANCHORHOLD_HEAVY_TESTS is not set: Wine under emulation takes half a minute each time");
+        return None;
+    }
+    let images = guest_images()?;
+    if !images.join("wine.erofs").is_file() {
+        crate::skip("no guest with Wine here: scripts/guest-images wine makes it");
+        return None;
+    }
+    Some(images)
+}
+
+/// Compiles the tests' program of Windows (`tests/programs/show.c`) to this file; says why if it cannot.
+pub fn windows_program(to: &Path) -> bool {
+    // Relative to this package, which is the working directory of tests.
+    let source = Path::new("programs/show.c");
+    let mut compiler = Command::new("x86_64-w64-mingw32-gcc");
+    match compiler.args(["-municode", "-Wall", "-Werror", "-O1", "-s", "-o"]).arg(to).arg(source).output() {
+        Ok(output) if output.status.success() => true,
+        Ok(output) => panic!("{}: {}", source.display(), String::from_utf8_lossy(&output.stderr)),
+        Err(_) => {
+            crate::skip("no compiler for Windows here: apt-get install gcc-mingw-w64-x86-64-win32");
+            false
+        }
+    }
+}
+
+/// What that program wrote down, in its parts.
+#[derive(Debug)]
+pub struct Shown {
+    /// Its arguments from the third one on.
+    pub arguments: Vec<String>,
+    /// Its environment.
+    pub environment: HashMap<String, String>,
+    /// Its working directory and its place for temporary files.
+    pub places: [String; 2],
+    /// What it read from files.
+    pub read: Vec<String>,
+}
+
+impl Shown {
+    /// From its file.
+    #[track_caller]
+    pub fn of(file: &Path) -> Self {
+        let text = String::from_utf8(std::fs::read(file).unwrap()).unwrap();
+        let mut parts = text.split('\x01').map(|part| part.split_terminator('\0').map(str::to_owned));
+        let arguments = parts.next().unwrap().collect();
+        let split = |variable: String| {
+            let at = 1 + variable[1..].find('=').unwrap();
+            (variable[..at].to_owned(), variable[at + 1..].to_owned())
+        };
+        let environment = parts.next().unwrap().map(split).collect();
+        let places: Vec<String> = parts.next().unwrap().collect();
+        Self { arguments, environment, places: places.try_into().unwrap(), read: parts.next().unwrap().collect() }
+    }
 }
 
 /// The QEMU of this host.

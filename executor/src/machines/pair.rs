@@ -153,7 +153,7 @@ pub fn in_pair(
         let initramfs = Some(Path::new(room::ORDER).join(name));
         Ok(Side { memory, cores, initramfs, drives: vec![pair::root(in_room(disk))] })
     };
-    let guest = pair::initramfs_of_guest(&modules, &ground.agent, profile.reach.address)?;
+    let guest = pair::initramfs_of_guest(&modules, &ground.agent, profile)?;
     let controller = pair::initramfs_of_controller(&modules, &ground.agent)?;
     let spec = PairSpec {
         accelerator: ground.accelerator,

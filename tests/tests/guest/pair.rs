@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anchorhold_tests::skip;
+use anchorhold_tests::{machines, skip};
 use anchorhold_vmm::controller::{self, root_and_network};
 use anchorhold_vmm::exchange::Command;
 use anchorhold_vmm::failure::{Failure, FailureClass};
@@ -18,7 +18,7 @@ use anchorhold_vmm::kernel::{Feature, Modules};
 use anchorhold_vmm::linux::End;
 use anchorhold_vmm::pair::job::{self, Job, Topology};
 use anchorhold_vmm::pair::{self, Keys, Limits, Pair, PairRun, PairSpec, Side};
-use anchorhold_vmm::profile::Profile;
+use anchorhold_vmm::profile::{Language, Profile};
 use anchorhold_vmm::qemu::Installed;
 use anchorhold_vmm::readiness::Wait;
 use anchorhold_vmm::report::{RunRequest, Streams, What};
@@ -57,7 +57,7 @@ impl World {
             skip("ANCHORHOLD_HEAVY_TESTS is not set: a pair of machines takes half a minute");
             return None;
         }
-        match Self::find() {
+        match Self::find("standin", 256) {
             Ok(world) => Some(world),
             Err(reason) => {
                 skip(&reason);
@@ -66,7 +66,8 @@ impl World {
         }
     }
 
-    fn find() -> Result<Self, String> {
+    /// With a guest of this profile, which has so many MiB.
+    fn find(name: &str, memory: u64) -> Result<Self, String> {
         let (parts, images) = (parts()?, images()?);
         let installed =
             Installed::find(None, std::env::var_os("PATH").as_deref()).map_err(|failure| failure.to_string())?;
@@ -79,19 +80,20 @@ impl World {
         let executable = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
         fs::set_permissions(&greet, executable).unwrap();
         let modules = Modules::open(&parts.kernel.modules).unwrap();
-        let side = |name: &str, tree: Initramfs| {
+        let side = |name: &str, memory: u64, tree: Initramfs| {
             let initramfs = place(name);
             tree.write(&mut BufWriter::new(File::create(&initramfs).unwrap())).unwrap();
             let drives = vec![pair::root(images.join(format!("{name}.erofs")))];
-            Side { memory: 256, cores: 1, initramfs: Some(initramfs), drives }
+            Side { memory, cores: 1, initramfs: Some(initramfs), drives }
         };
+        let profile = Profile::built_in(name).unwrap();
         let spec = PairSpec {
             accelerator: Accelerator::Tcg,
             cpu: "max".into(),
             kernel: parts.elf.clone(),
-            guest: side("standin", pair::initramfs_of_guest(&modules, &parts.agent, GUEST).unwrap()),
-            controller: side("controller", pair::initramfs_of_controller(&modules, &parts.agent).unwrap()),
-            profile: Profile::built_in("standin").unwrap(),
+            guest: side(name, memory, pair::initramfs_of_guest(&modules, &parts.agent, &profile).unwrap()),
+            controller: side("controller", 256, pair::initramfs_of_controller(&modules, &parts.agent).unwrap()),
+            profile,
             store: place("store"),
             exchange: place("xchg"),
         };
@@ -382,4 +384,65 @@ fn a_full_exchange_is_noticed_whatever_the_guest_says() {
     let command = Command::new("/bin/sh").arguments(["-c".to_owned(), script]).variable("PATH", "/bin");
     let failure = job::in_standing(&mut pair, &world.job(), &command, &mut |_, _| Ok(())).unwrap_err();
     is(&failure, FailureClass::ExchangeFull, "", "ran full");
+}
+
+/// What is written for cmd.exe, read by one: Wine's.
+#[test]
+fn cmd_reads_what_is_written_for_it() {
+    if machines::wine_images().is_none() {
+        return;
+    }
+    let world = World::find("wine", 1024).unwrap_or_else(|why| panic!("{why}"));
+    let program = world.folder.path().join("store/aaa-tool/show tool.exe");
+    if !machines::windows_program(&program) {
+        return;
+    }
+    let mut pair = world.boot().unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
+    let mut job = world.job();
+    job.pair.profile.command.form = Language::Cmd;
+    job.pair.profile.command.start =
+        "cd /xchg && /usr/bin/windows 'X:\\command.cmd'; s=$?; echo $s > /xchg/status; exit $s".into();
+    let arguments =
+        ["100%", "end\\", "a b", "", "a&b|c<d>e^f(g)", "!x!", "%PATH%", "=,;", "a\\\\b c\\", "*", "two\\\\", "it's"];
+    let variables = [
+        ("AND", "x&y|%PATH%"),
+        ("QUOTED", "say \"a&b\" & go"),
+        ("SPACE", " around "),
+        ("ODD", "one \" quote & more ^ (x) | <y>"),
+        ("SIGNS", "^caret ! bang %1 %% 100%"),
+        ("QUOTES", "q\"\"q&x"),
+        ("BACK", "back\\"),
+        ("EQUALS", "a=b"),
+    ];
+    let of = |status: &str, directory: &str| {
+        let mut command = Command::new("S:\\aaa-tool\\show tool.exe").arguments(["X:\\shown", status]);
+        command = command.arguments(arguments).directory(directory);
+        variables.iter().fold(command, |command, (name, value)| command.variable(*name, *value))
+    };
+    fs::create_dir(world.exchange().join("work here")).unwrap();
+    let mut run = |command: &Command| {
+        let mut said = Vec::new();
+        let end = job::in_standing(&mut pair, &job, command, &mut |_, bytes| {
+            said.extend(bytes);
+            Ok(())
+        });
+        let end = end.unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
+        (end, String::from_utf8_lossy(&said).into_owned())
+    };
+    let (end, said) = run(&of("37", "X:\\work here"));
+    assert_eq!(end, End::Status(37), "{said}");
+    let mut lines: Vec<&str> = said.split('\n').collect();
+    lines.sort();
+    assert_eq!(lines, ["", "complained", "said"]);
+    let shown = machines::Shown::of(&world.exchange().join("shown"));
+    assert_eq!(shown.arguments, arguments);
+    for (name, value) in variables {
+        assert_eq!(shown.environment.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    assert_eq!(shown.places[0], "X:\\work here");
+    // A directory that is not there has its own status.
+    fs::remove_file(world.exchange().join("shown")).unwrap();
+    let (end, said) = run(&of("37", "X:\\none"));
+    assert_eq!(end, End::Status(125), "{said}");
+    assert!(!world.exchange().join("shown").exists());
 }

@@ -4,6 +4,7 @@
 //! behind its length, so that there is nothing to quote and nothing to escape. Our own agent reads that file ([`Command`]).
 //! A guest without it gets a second file that its own shell reads ([`sh`], [`windows`]).
 
+pub mod lines;
 pub mod sh;
 pub mod windows;
 

@@ -37,6 +37,8 @@ pub enum Feature {
     Cifs,
     /// Writing over what is read-only.
     Overlay,
+    /// Programs that another one starts: binfmt_misc.
+    ForeignPrograms,
 }
 
 impl Feature {
@@ -57,6 +59,7 @@ impl Feature {
                 &["sha512", "sha256", "hmac", "md5", "aes", "ghash", "ctr", "ecb", "ccm", "cmac", "gcm"],
             ),
             Self::Overlay => (&["overlay"], &[]),
+            Self::ForeignPrograms => (&["binfmt_misc"], &[]),
         }
     }
 }

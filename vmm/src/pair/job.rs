@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::{Direct, Keys, Limits, Pair, PairRun, PairSpec, SSH_FAILED, Standing, left, standing};
+use crate::exchange::lines::PlainLines;
 use crate::exchange::{Command, sh, windows};
 use crate::failure::{Failure, FailureClass};
 use crate::linux::{Done, End};
@@ -163,11 +164,18 @@ pub fn in_standing(
     let watches = watches.map_err(|error| full(&error))?;
     let limit = job.limit.map_or(Duration::MAX, Duration::from_millis);
     let mut last = Vec::new();
+    let mut lines = job.pair.profile.command.dos_lines.then(PlainLines::default);
     let start = job.pair.profile.command.start.clone();
     let end = pair.run(&start, &Wait::new("the command's status", limit), &mut |bytes| {
         last.splice(.., bytes[bytes.len().saturating_sub(400)..].iter().copied());
-        output(false, bytes)
+        match &mut lines {
+            Some(lines) => output(false, &lines.feed(bytes)),
+            None => output(false, bytes),
+        }
     })?;
+    if let Some(held) = lines.as_mut().map(PlainLines::end).filter(|held| !held.is_empty()) {
+        let _ = output(false, held);
+    }
     if end == End::Status(SSH_FAILED) && told_status(exchange) != Some(SSH_FAILED) {
         let words = standing::last_line(&String::from_utf8_lossy(&last));
         let what = format!(
@@ -189,6 +197,7 @@ fn write_command(profile: &Profile, command: &Command, exchange: &Path) -> Resul
     let failed = |error: &dyn std::fmt::Display| {
         Failure::new(FailureClass::NoShare, format!("putting the command into {}: {error}", exchange.display()))
     };
+    let command = &profile.command_for(command);
     let longest = profile.command.longest_variable;
     let mut left_out = Vec::new();
     let files = match profile.command.form {

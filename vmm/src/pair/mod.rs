@@ -27,7 +27,8 @@ pub use direct::Direct;
 pub use standing::Standing;
 
 pub use spec::{
-    CONTROLLER, CONTROLLER_MEMORY, GUEST, Keys, PairSpec, Side, WIRE, initramfs_of_controller, initramfs_of_guest, root,
+    CONTROLLER, CONTROLLER_MEMORY, GUEST, Keys, PairSpec, Side, WIRE, features_of_guest, initramfs_of_controller,
+    initramfs_of_guest, root,
 };
 
 use std::path::Path;

@@ -1,6 +1,5 @@
 //! A pair, described: plain data, and what both machines start from.
 
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +25,10 @@ pub const GUEST: &str = "guest";
 pub const CONTROLLER: &str = "controller";
 /// The controller's memory in MiB: Samba and ssh want less than 200, its root is a disk.
 pub const CONTROLLER_MEMORY: u64 = 256;
+
+/// For guests with Wine, which goes back into programs by iretq. Under emulation QEMU 7.2 reads the stack of that with the rights of a
+/// kernel, which this protection of the processor's forbids: the guest's kernel then kills the program.
+const WITHOUT_SMAP: &str = ",smap=off";
 
 /// Two machines, described. Paths are those that QEMU sees: of the room.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +94,9 @@ impl PairSpec {
         let mut spec = self.machine(GUEST, &self.guest, GUEST_MAC);
         // A picture helps where there is no console, and people want to look.
         spec.display = true;
+        if spec.accelerator == Accelerator::Tcg && self.profile.command.launcher.is_some() {
+            spec.cpu.push_str(WITHOUT_SMAP);
+        }
         spec
     }
 
@@ -144,15 +150,21 @@ pub fn initramfs_of_controller(modules: &Modules, agent: &Path) -> Result<Initra
 ///
 /// # Errors
 /// A kernel without a module, an agent that is none.
-pub fn initramfs_of_guest(modules: &Modules, agent: &Path, address: Ipv4Addr) -> Result<Initramfs, PrepareError> {
+pub fn initramfs_of_guest(modules: &Modules, agent: &Path, profile: &Profile) -> Result<Initramfs, PrepareError> {
     let server = Command::new("/usr/sbin/dropbear")
         .arguments(["-F", "-E", "-s", "-p", "22", "-P", ""])
         .variable("PATH", "/bin:/usr/bin:/sbin:/usr/sbin")
         .variable("HOME", "/root");
-    let mut start = root_and_network(address);
+    let mut start = root_and_network(profile.reach.address);
     start.push(What::HostName(GUEST.into()));
     start.push(What::Run(RunRequest { command: Ok(server), user: None, streams: Streams::Together, alone: false }));
-    of(modules, agent, &[Feature::Network, Feature::Disk, Feature::Erofs, Feature::Cifs], &start)
+    of(modules, agent, &features_of_guest(profile, Feature::Erofs), &start)
+}
+
+/// What the kernel of a Linux guest of this profile must be able to do besides what every guest's must, with a root of this kind.
+pub fn features_of_guest(profile: &Profile, root: Feature) -> Vec<Feature> {
+    let foreign = profile.command.launcher.as_ref().map(|_| Feature::ForeignPrograms);
+    [Feature::Network, Feature::Disk, root, Feature::Cifs].into_iter().chain(foreign).collect()
 }
 
 fn of(modules: &Modules, agent: &Path, features: &[Feature], start: &[What]) -> Result<Initramfs, PrepareError> {
@@ -193,6 +205,16 @@ mod tests {
         assert_eq!((&guest.cards[0].wire, &controller.cards[0].wire), (&WIRE.into(), &WIRE.into()));
         assert_ne!(guest.cards[0].address, controller.cards[0].address);
         assert!(guest.display && !controller.display);
+    }
+
+    #[test]
+    fn an_emulated_processor_lets_wine_start_programs() {
+        let mut spec = pair();
+        assert_eq!(spec.guest_machine().cpu, "max");
+        spec.profile = Profile::built_in("wine").unwrap();
+        assert_eq!((&*spec.guest_machine().cpu, &*spec.controller_machine().cpu), ("max,smap=off", "max"));
+        (spec.accelerator, spec.cpu) = (Accelerator::Kvm, "host".into());
+        assert_eq!(spec.guest_machine().cpu, "host");
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub(super) fn log_in(standing: &mut dyn Standing) -> Result<(), Failure> {
     let limit = standing.profile().login_limit();
     let said = say(standing, "exit 0", &Wait::new("the first login", limit + GRACE))?;
     let class = match said.end {
-        End::Status(0) => return Ok(()),
+        End::Status(0) => return prepare(standing),
         _ if said.words.contains("Host key verification failed") || said.words.contains("HOST IDENTIFICATION") => {
             FailureClass::WrongKey
         }
@@ -72,6 +72,17 @@ pub(super) fn log_in(standing: &mut dyn Standing) -> Result<(), Failure> {
     };
     let what = format!("logging into the guest failed ({}): {}", in_words(&said.end), last_line(&said.words));
     Err(standing.guest_failed(class, &what))
+}
+
+/// What the profile has for a guest that has started.
+fn prepare(standing: &mut dyn Standing) -> Result<(), Failure> {
+    let Some(line) = standing.profile().command.prepare.clone() else { return Ok(()) };
+    let said = say(standing, &line, &Wait::new("the guest's own preparation", PATIENCE))?;
+    if said.end == End::Status(0) {
+        return Ok(());
+    }
+    let what = format!("{line} failed in the guest ({}): {}", in_words(&said.end), last_line(&said.words));
+    Err(standing.guest_failed(FailureClass::GuestRefused, &what))
 }
 
 /// Gives the guest its drives, and tries each. `store` and `exchange` are the directories behind two of them, as this process
@@ -247,6 +258,18 @@ mod tests {
         assert_eq!(class(255, "Host key verification failed.\r\n"), Err(FailureClass::WrongKey));
         assert_eq!(class(255, "root@192.168.0.1: Permission denied (publickey)."), Err(FailureClass::NoLogin));
         assert_eq!(class(1, "This account is currently not available."), Err(FailureClass::NoLogin));
+    }
+
+    #[test]
+    fn a_guest_is_prepared_once_it_can_be_logged_into() {
+        let mut guest = scripted(&[(0, ""), (0, "")]);
+        guest.profile = Profile::built_in("wine").unwrap();
+        log_in(&mut guest).unwrap();
+        assert_eq!(guest.lines, ["exit 0", "/usr/sbin/wine-begin"]);
+        guest.answers = vec![(0, String::new()), (3, "no such program\n".into())];
+        let failure = log_in(&mut guest).unwrap_err();
+        assert_eq!(failure.class, FailureClass::GuestRefused);
+        assert!(failure.what.contains("(status 3): no such program"), "{}", failure.what);
     }
 
     #[test]

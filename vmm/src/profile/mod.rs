@@ -1,9 +1,11 @@
 //! What kind of guest a machine holds, as data: how it is reached, by whom, which drives it has, how they are mounted at
 //! each login, how a command is started in it and how it is shut down.
 //!
-//! A profile is TOML. Two come with the program: `windows`, and `standin`, a Linux machine that plays it in tests; a person
-//! may give a file of their own. Whatever in a profile is a command line of the guest is a template, in which a word in
+//! A profile is TOML. Three come with the program: `windows`; `standin`, a Linux machine that plays it in tests; and `wine`, the
+//! same with Wine in it, in which programs of Windows run. A person may give a file of their own. Whatever in a profile is a command line of the guest is a template, in which a word in
 //! braces is replaced by a value that was found to be harmless first ([`Profile::mount`]).
+
+mod names;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -19,14 +21,19 @@ use crate::shares::{EXCHANGE, STORE_SHARE, smb_options};
 const MAX_PROFILE: usize = 64 << 10;
 
 /// The profiles that come with the program, by name.
-const BUILT_IN: [(&str, &str); 2] =
-    [("windows", include_str!("windows.toml")), ("standin", include_str!("standin.toml"))];
+const BUILT_IN: [(&str, &str); 3] = [
+    ("windows", include_str!("windows.toml")),
+    ("standin", include_str!("standin.toml")),
+    ("wine", include_str!("wine.toml")),
+];
 
 /// What is wrong with a profile.
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
     /// Not one of ours.
-    #[error("there is no guest profile {0:?}: there are windows and standin, and files of your own by their path")]
+    #[error(
+        "there is no guest profile {0:?}: there are windows, standin and wine, and files of your own by their path"
+    )]
     Unknown(String),
     /// Not TOML, or with something in it that is not known.
     #[error("the guest profile: {0}")]
@@ -62,6 +69,9 @@ pub struct Profile {
     pub shell: Shell,
     /// How a command is started.
     pub command: CommandStart,
+    /// What installs it, if anything that we know does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub install: Option<Install>,
     /// How it is shut down.
     pub shutdown: Shutdown,
     /// How its clock is set.
@@ -134,10 +144,33 @@ pub struct CommandStart {
     /// The longest variable, with its name, that programs of the guest can be given, in bytes.
     #[serde(default = "longest_of_linux")]
     pub longest_variable: usize,
+    /// The line that is run once in a guest that has started, when it can be logged into: what every command would wait for. A
+    /// saved machine has it behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prepare: Option<String>,
+    /// The program that is given the name and the arguments of a program that the guest's shell cannot start by itself: one of
+    /// Windows, in a guest that is none ([`Profile::command_for`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launcher: Option<String>,
+    /// With what the names of variables begin that say the paths in others as programs of Windows call them; there are none
+    /// without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows_names: Option<String>,
+    /// Programs end their lines as DOS did: a log gets plain ones.
+    #[serde(default)]
+    pub dos_lines: bool,
 }
 
 fn longest_of_linux() -> usize {
     crate::exchange::sh::LONGEST_STRING
+}
+
+/// What a guest is installed from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Install {
+    /// The file of its media, in the folder of images.
+    pub media: String,
 }
 
 /// How a guest is shut down.
@@ -317,14 +350,26 @@ impl Profile {
                 }
             }
         }
-        for (what, line) in [
+        if let Some(install) = &self.install
+            && (!plain(&install.media, "-_.") || install.media.starts_with('.'))
+        {
+            return refuse("media", &install.media, "is no plain name of a file");
+        }
+        if let Some(prefix) = &self.command.windows_names
+            && !plain(prefix, "_")
+        {
+            return refuse("command.windows-names", prefix, "is no beginning of a variable's name");
+        }
+        let lines = [("command.prepare", &self.command.prepare), ("command.launcher", &self.command.launcher)];
+        let lines = lines.iter().filter_map(|(what, line)| Some((*what, line.as_ref()?)));
+        for (what, line) in lines.chain([
             ("command.start", &self.command.start),
             ("shutdown.command", &self.shutdown.command),
             ("clock.set", &self.clock.set),
             ("shares.mount", &self.shares.mount),
             ("shares.unmount", &self.shares.unmount),
             ("shares.probe", &self.shares.probe),
-        ] {
+        ]) {
             if line.trim().is_empty() || line.contains(['\n', '\r', '\0']) {
                 return refuse(what, line, "is not one line");
             }
@@ -401,25 +446,26 @@ mod tests {
     const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
 
     #[test]
-    fn both_profiles_are_whole_and_have_the_same_drives() {
-        let (windows, standin) = (Profile::built_in("windows").unwrap(), Profile::built_in("standin").unwrap());
+    fn all_profiles_are_whole_and_have_the_same_drives() {
+        let [windows, standin, wine] = ["windows", "standin", "wine"].map(|name| Profile::built_in(name).unwrap());
         let letters = |profile: &Profile| {
             let letters = profile.drives.iter().map(|drive| (drive.letter.clone(), drive.share.clone()));
             letters.collect::<Vec<_>>()
         };
         assert_eq!(letters(&windows), letters(&standin));
+        assert_eq!(letters(&windows), letters(&wine));
         assert_eq!(letters(&windows), [("S:".into(), "nixstore".into()), ("X:".into(), "xchg".into())]);
-        for profile in [windows, standin] {
+        for profile in [windows, standin, wine] {
             // What is written is read again.
             assert_eq!(Profile::parse(&toml::to_string(&profile).unwrap()).unwrap(), profile);
         }
-        assert!(Profile::built_in("os2").unwrap_err().to_string().contains("windows and standin"));
+        assert!(Profile::built_in("os2").unwrap_err().to_string().contains("windows, standin and wine"));
     }
 
     #[test]
     fn lines_are_filled_in_whole() {
         let account = Account::new("nixbld").unwrap();
-        for name in ["windows", "standin"] {
+        for name in ["windows", "standin", "wine"] {
             let profile = Profile::built_in(name).unwrap();
             for drive in &profile.drives {
                 let lines = [

@@ -18,9 +18,7 @@ mod suspend;
 pub use cache::{Cache, Entry, InUse, Making, RECORD, Record};
 pub use install::{InstallSpec, install};
 pub use key::{Difference, Fields};
-pub use suspend::{
-    GUEST_FEATURES, SUSPENDED_FILES, guest_start, overlay, prepare, ready, revive, suspend, suspend_key,
-};
+pub use suspend::{SUSPENDED_FILES, guest_start, overlay, prepare, ready, revive, suspend, suspend_key};
 
 use serde::{Deserialize, Serialize};
 

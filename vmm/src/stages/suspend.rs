@@ -9,7 +9,6 @@ use crate::controller::{Controller, ROOT_SERIAL, root_and_network};
 use crate::disk;
 use crate::exchange::Command;
 use crate::failure::{Failure, FailureClass};
-use crate::kernel::Feature;
 use crate::memory::{Remembered, Template};
 use crate::pair::{CONTROLLER, GUEST, Keys, Limits, Pair, PairRun, PairSpec, WIRE};
 use crate::profile::Profile;
@@ -36,9 +35,6 @@ pub const SUSPENDED_FILES: [&str; 8] = [
     "controller/device",
     "controller/manifest.json",
 ];
-
-/// What the kernel of an installed stand-in must be able to do, besides what every guest's must.
-pub const GUEST_FEATURES: [Feature; 4] = [Feature::Network, Feature::Disk, Feature::Ext4, Feature::Cifs];
 
 /// What the image of an installed stand-in does at its start: its root is the disk that was installed, and its SSH server starts
 /// with it. From here on it is reached over the wire alone.

@@ -31,8 +31,8 @@ use anchorhold_vmm::qemu::Installed;
 use anchorhold_vmm::report::What;
 use anchorhold_vmm::spec::Drive;
 use anchorhold_vmm::stages::{
-    Cache, DISK, Difference, Entry as Kept, Fields, GUEST_FEATURES, InstallSpec, Making, Record, SUSPENDED_FILES,
-    Stage, guest_start, prepare, ready, suspend_key,
+    Cache, DISK, Difference, Entry as Kept, Fields, InstallSpec, Making, Record, SUSPENDED_FILES, Stage, guest_start,
+    prepare, ready, suspend_key,
 };
 use anchorhold_vmm::wire::Kind;
 
@@ -95,6 +95,8 @@ pub struct Stages {
     machines: Machines,
     profile: Profile,
     images: PathBuf,
+    /// The file of its media, among these.
+    media: String,
     installed: Installed,
     users: Option<String>,
     memory: u64,
@@ -143,10 +145,12 @@ impl Stages {
             Some(named) => vec![named.clone()],
             None => vec![made(&machines.cache), made(Path::new(SYSTEM_CACHE))],
         };
-        let found = places.iter().find(|place| place.join("installer.erofs").is_file());
+        let media = profile.install.as_ref().map(|install| install.media.clone());
+        let media = media.ok_or_else(|| missing(format!("the guest {name} is not one that we install")))?;
+        let found = places.iter().find(|place| place.join(&media).is_file());
         let images = found.cloned().ok_or_else(|| {
             let looked = places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ");
-            missing(format!("there are no media (installer.erofs) in {looked}"))
+            missing(format!("there are no media of the guest {name} ({media}) in {looked}"))
         })?;
         Ok(Self {
             cache: Cache::open(&machines.stages)?,
@@ -156,6 +160,7 @@ impl Stages {
             machines,
             profile,
             installed,
+            media,
         })
     }
 
@@ -204,7 +209,7 @@ impl Stages {
             memory: INSTALLER_MEMORY,
             cores: 1,
             disk_size: DISK_SIZE,
-            media: self.images.join("installer.erofs"),
+            media: self.images.join(&self.media),
             answers: self.images.join("answers"),
             installer: Some(vec!["/install".to_owned()]),
             limit: INSTALL_LIMIT,
@@ -225,7 +230,8 @@ impl Stages {
         let modules = Modules::open(&self.machines.kernel()?.modules).map_err(PrepareError::from)?;
         let controller = pair::initramfs_of_controller(&modules, &self.machines.agent()?)?;
         let controller = self.keep("controller", &controller, CONTROLLER_MEMORY)?;
-        let guest = self.initramfs("guest", &GUEST_FEATURES, &guest_start(&self.profile), self.memory)?;
+        let features = pair::features_of_guest(&self.profile, Feature::Ext4);
+        let guest = self.initramfs("guest", &features, &guest_start(&self.profile), self.memory)?;
         let disk = install.file(DISK);
         let side =
             |memory, initramfs, drive| Side { memory, cores: 1, initramfs: Some(initramfs), drives: vec![drive] };
