@@ -1,6 +1,6 @@
 //! Derivations whose builder runs in a Linux machine: `requiredSystemFeatures = linux-vm`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anchorhold_tests::room::anchorhold;
@@ -22,12 +22,20 @@ pub struct Store {
 
 impl Store {
     pub fn new() -> Option<Self> {
+        Self::with(|_| true)
+    }
+
+    /// With more beside busybox, which this puts there; it says why and gives nothing where it cannot.
+    pub fn with(more: impl FnOnce(&Path) -> bool) -> Option<Self> {
         if !has_machines() {
             return None;
         }
         let world = World::new();
         let tools = world.directory.path().join("tools");
         std::fs::create_dir(&tools).unwrap();
+        if !more(&tools) {
+            return None;
+        }
         let Ok(_) = std::fs::copy("/bin/busybox", tools.join("busybox")) else {
             anchorhold_tests::skip("there is no /bin/busybox");
             return None;
@@ -45,9 +53,14 @@ impl Store {
     /// Builds what this script of busybox's shell makes; `b` is busybox. These attributes are added.
     pub fn build(&self, script: &str, attributes: Value) -> Output {
         let busybox = format!("{}/busybox", self.tools);
+        self.build_by(&busybox, &["sh", "-ec", &format!("b={busybox}\n{script}")], attributes)
+    }
+
+    /// Builds what this builder makes.
+    pub fn build_by(&self, builder: &str, arguments: &[&str], attributes: Value) -> Output {
         let mut derivation = json!({
-            "name": "made", "system": format!("{}-linux", std::env::consts::ARCH), "builder": busybox,
-            "args": ["sh", "-ec", format!("b={busybox}\n{script}")], "inputDrvs": {}, "inputSrcs": [self.tools],
+            "name": "made", "system": format!("{}-linux", std::env::consts::ARCH), "builder": builder,
+            "args": arguments, "inputDrvs": {}, "inputSrcs": [self.tools],
             "outputs": { "out": {} }, "env": { "requiredSystemFeatures": self.feature },
         });
         for (name, value) in attributes.as_object().unwrap() {

@@ -9,4 +9,6 @@ mod memory;
 mod pairs;
 mod pretender;
 mod vm_run;
+
+mod wine;
 mod world;

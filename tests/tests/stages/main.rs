@@ -6,4 +6,5 @@
 mod killed;
 mod people;
 mod revived;
+mod wine;
 mod world;
