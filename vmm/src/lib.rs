@@ -23,6 +23,7 @@
 
 pub mod accelerator;
 pub mod agent;
+pub mod answers;
 pub mod channel;
 pub mod console;
 pub mod controller;

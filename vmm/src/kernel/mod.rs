@@ -57,7 +57,7 @@ pub enum KernelError {
 }
 
 /// A kernel with its modules.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Kernel {
     /// Its release, as uname(2) will tell it.
     pub version: String,

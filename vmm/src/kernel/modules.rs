@@ -130,6 +130,10 @@ impl Module {
     }
 }
 
+/// What depmod writes.
+const LISTS: [&str; 5] =
+    ["modules.dep", "modules.softdep", "modules.alias", "modules.builtin", "modules.builtin.modinfo"];
+
 /// The modules of one kernel.
 #[derive(Debug)]
 pub struct Modules {
@@ -196,6 +200,11 @@ impl Modules {
             .filter_map(|field| field.split_once(".alias=").map(|(_, alias)| canonical(alias)))
             .collect();
         Ok(modules)
+    }
+
+    /// The files that depmod wrote, of those that are there.
+    pub fn lists(&self) -> Vec<PathBuf> {
+        LISTS.iter().map(|name| self.folder.join(name)).filter(|path| path.is_file()).collect()
     }
 
     fn dependencies(&mut self, text: &str) -> Result<(), ModulesError> {

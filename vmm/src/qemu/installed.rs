@@ -5,10 +5,12 @@ use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, FailureClass};
+use crate::memory::Identity;
 use crate::spec::{DriveFormat, MachineSpec, ShareKind};
 
 /// The most that QEMU's lists may say; they are some ten KiB.
@@ -49,8 +51,11 @@ impl Version {
     }
 }
 
+/// Those that were asked in this process, or that somebody else has asked.
+static KNOWN: Mutex<Vec<(Identity, Installed)>> = Mutex::new(Vec::new());
+
 /// A QEMU that is there.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Installed {
     /// The program.
     pub program: PathBuf,
@@ -58,6 +63,9 @@ pub struct Installed {
     pub version: Version,
     /// Its versioned machine types.
     machine_types: Vec<String>,
+    /// Where it has its firmware, if it was asked.
+    #[serde(default)]
+    data: Option<Vec<PathBuf>>,
 }
 
 impl Installed {
@@ -76,6 +84,12 @@ impl Installed {
                 found.ok_or_else(|| none(format!("there is no {name} in PATH")))?
             }
         };
+        let identity = Identity::at(&program).ok();
+        let is_it = |known: &&(Identity, Self)| Some(known.0) == identity && known.1.program == program;
+        let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).iter().find(is_it).cloned();
+        if let Some((_, installed)) = known {
+            return Ok(installed);
+        }
         let ask = |question: &[&str]| answer(&program, question);
         let said = ask(&["--version"]).map_err(|why| none(format!("{} cannot be run: {why}", program.display())))?;
         let version = Version::of_line(said.lines().next().unwrap_or_default())
@@ -91,8 +105,35 @@ impl Installed {
         let types = ask(&["-machine", "help"]).map_err(|why| none(format!("{}: {why}", program.display())))?;
         let machine_types =
             types.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().next()).map(str::to_owned).collect();
-        let installed = Self { program, version, machine_types };
-        if lacks.is_empty() { Ok(installed) } else { Err(installed.too_old(&lacks)) }
+        let installed = Self { program, version, machine_types, data: None };
+        if !lacks.is_empty() {
+            return Err(installed.too_old(&lacks));
+        }
+        installed.know();
+        Ok(installed)
+    }
+
+    /// The same, with what it says of where its firmware is: it is not asked again.
+    #[must_use]
+    pub fn with_data(mut self) -> Self {
+        self.data = Some(self.data_folders());
+        self
+    }
+
+    /// Where it has its firmware, as it says itself.
+    pub fn data_folders(&self) -> Vec<PathBuf> {
+        if let Some(data) = &self.data {
+            return data.clone();
+        }
+        let text = answer(&self.program, &["-L", "help"]).unwrap_or_default();
+        text.lines().map(PathBuf::from).filter(|path| path.is_dir()).collect()
+    }
+
+    /// From here on [`Installed::find`] finds it in this process without asking: whoever has asked before, of this very file.
+    pub fn know(&self) {
+        if let Ok(identity) = Identity::at(&self.program) {
+            KNOWN.lock().unwrap_or_else(PoisonError::into_inner).push((identity, self.clone()));
+        }
     }
 
     fn too_old(&self, lacks: &[String]) -> Failure {
