@@ -112,7 +112,14 @@ impl Machine {
     ///
     /// # Errors
     /// Files that are not there, an initramfs that does not fit, and QEMU's own refusals.
-    pub fn start(installed: &Installed, spec: &MachineSpec, mut run: Run) -> Result<Self, Failure> {
+    pub fn start(installed: &Installed, spec: &MachineSpec, run: Run) -> Result<Self, Failure> {
+        let mut machine = Self::launch(installed, spec, run)?;
+        machine.greet()?;
+        Ok(machine)
+    }
+
+    /// As [`Machine::start`], without waiting for QEMU: nothing may be asked of it before [`Machine::greet`].
+    pub(crate) fn launch(installed: &Installed, spec: &MachineSpec, mut run: Run) -> Result<Self, Failure> {
         check_boot(spec).map_err(|failure| Failure { machine: spec.name.clone(), ..failure })?;
         let refused = |doing: &str, error: &dyn std::fmt::Display| Failure {
             machine: spec.name.clone(),
@@ -156,7 +163,7 @@ impl Machine {
         let process = Process::start(command, handed).map_err(|error| {
             Failure::new(FailureClass::NoQemu, format!("starting {}: {error}", installed.program.display()))
         })?;
-        let mut machine = Self {
+        Ok(Self {
             name: spec.name.clone(),
             process,
             qmp: Qmp::new(control),
@@ -174,13 +181,11 @@ impl Machine {
             screenshot: run.screenshot,
             patience: run.control_patience,
             visitors: run.visitors,
-        };
-        machine.greet()?;
-        Ok(machine)
+        })
     }
 
     /// Waits for QEMU's greeting and begins to talk.
-    fn greet(&mut self) -> Result<(), Failure> {
+    pub(crate) fn greet(&mut self) -> Result<(), Failure> {
         let begun = Instant::now();
         while self.build.is_empty() {
             if let Some(exit) = self.exit {

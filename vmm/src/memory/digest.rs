@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -13,6 +15,9 @@ use sha2::{Digest as _, Sha256};
 /// The piece that is digested by itself. One that is all zero has the digest zero, so that a hole costs nothing.
 const PIECE: usize = 1 << 20;
 
+/// More threads than this only wait for the same memory.
+const MOST_THREADS: usize = 8;
+
 /// The piece of zeroes that is worth a hole.
 const HOLE: usize = 64 << 10;
 
@@ -21,7 +26,7 @@ const HOLE: usize = 64 << 10;
 /// # Errors
 /// What the file system says.
 pub fn digest(file: &File) -> io::Result<String> {
-    walk(file, |_, _| Ok(()))
+    walk(file, &|_, _| Ok(()))
 }
 
 /// The same, and gives the file's zeroes back to the file system: memory that a guest never used, or cleaned.
@@ -29,7 +34,7 @@ pub fn digest(file: &File) -> io::Result<String> {
 /// # Errors
 /// What the file system says. One that has no holes is no error.
 pub fn digest_and_dig(file: &File) -> io::Result<String> {
-    walk(file, |at, piece| {
+    walk(file, &|at, piece| {
         for (number, part) in piece.chunks(HOLE).enumerate() {
             if part.len() == HOLE && is_zero(part) {
                 let start = at + (number * HOLE) as u64;
@@ -44,33 +49,63 @@ pub fn digest_and_dig(file: &File) -> io::Result<String> {
     })
 }
 
-fn walk(file: &File, mut look: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<String> {
+/// What is done with each piece that is no hole, besides.
+type Look<'a> = &'a (dyn Fn(u64, &[u8]) -> io::Result<()> + Sync);
+
+/// The digest of the digests of all pieces. Those that are no holes are looked at by as many threads as there are processors.
+fn walk(file: &File, look: Look<'_>) -> io::Result<String> {
     let length = file.metadata()?.len();
+    let pieces = pieces_with_data(file, length)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS).min(pieces.len());
+    let next = AtomicUsize::new(0);
+    let work = || -> io::Result<Vec<(u64, [u8; 32])>> {
+        let mut buffer = vec![0; PIECE];
+        let mut made = Vec::new();
+        while let Some(number) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            made.push((*number, piece(file, *number, length, &mut buffer, look)?));
+        }
+        Ok(made)
+    };
+    let mut digests = std::thread::scope(|scope| -> io::Result<Vec<_>> {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut digests = work()?;
+        for other in others {
+            digests.extend(other.join().unwrap_or_else(|_| Err(io::Error::other("digesting it panicked")))?);
+        }
+        Ok(digests)
+    })?;
+    digests.sort_unstable_by_key(|(number, _)| *number);
     let mut all = Sha256::new();
     all.update(b"anchorhold image 1\n");
     all.update(length.to_le_bytes());
-    let mut piece = vec![0; PIECE];
-    let (mut at, mut data) = (0, 0..0);
-    while at < length {
-        let size = usize::try_from(length - at).unwrap_or(usize::MAX).min(PIECE);
-        if at >= data.end {
-            data = next_data(file, at, length)?;
-        }
-        if at + size as u64 <= data.start {
-            all.update([0; 32]);
-        } else {
-            let piece = &mut piece[..size];
-            file.read_exact_at(piece, at)?;
-            look(at, piece)?;
-            if is_zero(piece) {
-                all.update([0; 32]);
-            } else {
-                all.update(Sha256::digest(&*piece));
-            }
-        }
-        at += size as u64;
+    let mut digests = digests.into_iter().peekable();
+    for number in 0..length.div_ceil(PIECE as u64) {
+        all.update(digests.next_if(|(of, _)| *of == number).map_or([0; 32], |(_, digest)| digest));
     }
     Ok(all.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The digest of one piece; zero, if it is nothing else.
+fn piece(file: &File, number: u64, length: u64, buffer: &mut [u8], look: Look<'_>) -> io::Result<[u8; 32]> {
+    let at = number * PIECE as u64;
+    let size = usize::try_from(length - at).unwrap_or(PIECE).min(PIECE);
+    let piece = &mut buffer[..size];
+    file.read_exact_at(piece, at)?;
+    look(at, piece)?;
+    Ok(if is_zero(piece) { [0; 32] } else { Sha256::digest(&*piece).into() })
+}
+
+/// The numbers of the pieces that are no holes, in their order.
+fn pieces_with_data(file: &File, length: u64) -> io::Result<Vec<u64>> {
+    let mut pieces = Vec::new();
+    let mut at = 0;
+    while at < length {
+        let data = next_data(file, at, length)?;
+        let first = (data.start / PIECE as u64).max(pieces.last().map_or(0, |last| last + 1));
+        pieces.extend(first..data.end.min(length).div_ceil(PIECE as u64));
+        at = data.end;
+    }
+    Ok(pieces)
 }
 
 /// Where there is data next, from `at` on.
@@ -114,6 +149,12 @@ impl Identity {
             modified: (found.mtime(), found.mtime_nsec()),
             changed: (found.ctime(), found.ctime_nsec()),
         })
+    }
+
+    /// When it was last changed in any way, since 1970.
+    pub fn changed(&self) -> Duration {
+        let (seconds, nanoseconds) = self.changed;
+        Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0))
     }
 
     /// Of the file at `path`.

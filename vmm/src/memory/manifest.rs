@@ -239,6 +239,16 @@ impl Remembered {
         Ok(digest)
     }
 
+    /// Takes over what `other` knows of files that are not known here, or not as they are now.
+    pub fn learn(&mut self, other: &Self) {
+        for (name, known) in &other.files {
+            if self.files.get(name) != Some(known) {
+                self.files.insert(name.clone(), known.clone());
+                self.is_new = true;
+            }
+        }
+    }
+
     /// Remembers a digest that was just made.
     pub fn remember(&mut self, name: String, identity: Identity, digest: String) {
         self.files.insert(name, (identity, digest));

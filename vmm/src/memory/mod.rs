@@ -13,6 +13,7 @@ mod stream;
 
 pub use digest::{Identity, digest, digest_and_dig};
 pub use manifest::{Key, Manifest, Remembered};
+pub use stream::copy_sparse;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -86,7 +87,13 @@ impl Template {
         let mut keep = |name: &str, dig: bool| -> io::Result<()> {
             let path = directory.join(name);
             let file = OpenOptions::new().read(true).write(true).open(&path)?;
-            let digest = if dig { digest_and_dig(&file)? } else { digest(&file)? };
+            // The disk writes while the processors look at it.
+            let digest = std::thread::scope(|scope| {
+                let written = scope.spawn(|| file.sync_data());
+                let digest = if dig { digest_and_dig(&file) } else { digest(&file) };
+                written.join().unwrap_or_else(|_| Err(io::Error::other("writing it to the disk panicked")))?;
+                digest
+            })?;
             file.sync_all()?;
             remembered.remember(path.to_string_lossy().into_owned(), Identity::of(&file)?, digest.clone());
             state.insert(name.to_owned(), digest);
@@ -120,13 +127,15 @@ impl Template {
         Ok(())
     }
 
-    /// Looks at all that [`Template::revive`] will look at, and remembers it beside the template.
+    /// Looks at all that [`Template::revive`] will look at, and remembers it beside the template. What is `known` already is
+    /// not read again.
     ///
     /// # Errors
     /// A key that does not match, but for QEMU's build; a state that is not what was written.
-    pub fn know(&self, spec: &MachineSpec) -> Result<(), Failure> {
+    pub fn know(&self, spec: &MachineSpec, known: &Remembered) -> Result<(), Failure> {
         let checked = self.directory.join(CHECKED);
         let mut remembered = Remembered::read(&checked);
+        remembered.learn(known);
         self.check(&mut remembered)?;
         let wanted = Key::of(spec, &self.manifest.key.qemu, &mut remembered)?;
         self.manifest.key.check(&wanted)?;
@@ -151,12 +160,20 @@ impl Template {
     ///
     /// # Errors
     /// A key that does not match, a state that is corrupt or that QEMU does not load.
-    pub fn revive(&self, installed: &Installed, spec: &MachineSpec, mut run: Run) -> Result<Machine, Failure> {
+    pub fn revive(&self, installed: &Installed, spec: &MachineSpec, run: Run) -> Result<Machine, Failure> {
+        self.begin(installed, spec, run)?.finish()
+    }
+
+    /// Begins to revive it, as [`Template::revive`] does, and waits for nothing: so that several machines start at once.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn begin(&self, installed: &Installed, spec: &MachineSpec, mut run: Run) -> Result<Reviving<'_>, Failure> {
         let checked = self.directory.join(CHECKED);
         let mut remembered = Remembered::read(&checked);
         self.check(&mut remembered)?;
         // Before QEMU is started, and again for the one thing that only it can say.
-        let mut wanted = Key::of(spec, &self.manifest.key.qemu, &mut remembered)?;
+        let wanted = Key::of(spec, &self.manifest.key.qemu, &mut remembered)?;
         self.manifest.key.check(&wanted)?;
         remembered.write(&checked);
         run.memory = MemoryBacking::Template {
@@ -164,10 +181,29 @@ impl Template {
             read_only: installed.version.has_read_only_templates(),
         };
         run.incoming = true;
-        let mut machine = Machine::start(installed, spec, run)?;
-        wanted.qemu = machine.build().to_owned();
-        self.manifest.key.check(&wanted)?;
-        let device = File::open(self.directory.join(DEVICE))
+        Ok(Reviving { template: self, machine: Machine::launch(installed, spec, run)?, wanted })
+    }
+}
+
+/// A machine that is being revived. It is killed when this is dropped.
+#[derive(Debug)]
+pub struct Reviving<'a> {
+    template: &'a Template,
+    machine: Machine,
+    wanted: Key,
+}
+
+impl Reviving<'_> {
+    /// Waits until it stands still where it was saved.
+    ///
+    /// # Errors
+    /// As [`Template::revive`].
+    pub fn finish(self) -> Result<Machine, Failure> {
+        let Self { template, mut machine, mut wanted } = self;
+        machine.greet()?;
+        machine.build().clone_into(&mut wanted.qemu);
+        template.manifest.key.check(&wanted)?;
+        let device = File::open(template.directory.join(DEVICE))
             .map_err(|error| machine.fail(FailureClass::CorruptState, format!("{DEVICE}: {error}")))?;
         load_state(&mut machine, device.as_fd())?;
         Ok(machine)

@@ -90,9 +90,9 @@ impl Template {
             }
             let place = if name == MANIFEST { unfinished.clone() } else { directory.join(name) };
             let out = new_file(&place).map_err(failed)?;
-            fill(&mut input, &out, length).map_err(|error| match error {
-                Filling::Input(error) => corrupt(error.to_string()),
-                Filling::Output(error) => failed(error),
+            copy_sparse(&mut input, &out, length).map_err(|(is_input, error)| match is_input {
+                true => corrupt(error.to_string()),
+                false => failed(error),
             })?;
             if name == MANIFEST {
                 memory = Manifest::read(&place)?.key.memory.saturating_mul(1 << 20);
@@ -111,23 +111,22 @@ impl Template {
     }
 }
 
-enum Filling {
-    Input(io::Error),
-    Output(io::Error),
-}
-
-/// So many bytes of `input` into `out`, zeroes as holes.
-fn fill(input: &mut impl Read, out: &File, length: u64) -> Result<(), Filling> {
-    out.set_len(length).map_err(Filling::Output)?;
+/// So many bytes of `input` into `out`, zeroes as holes. What fails is told with whether it is the input.
+///
+/// # Errors
+/// What reading and writing say.
+pub fn copy_sparse(input: &mut impl Read, out: &File, length: u64) -> Result<(), (bool, io::Error)> {
+    let written = |error| (false, error);
+    out.set_len(length).map_err(written)?;
     let mut piece = vec![0; PIECE];
     let mut at = 0;
     while at < length {
         let size = usize::try_from(length - at).unwrap_or(PIECE).min(PIECE);
-        input.read_exact(&mut piece[..size]).map_err(Filling::Input)?;
+        input.read_exact(&mut piece[..size]).map_err(|error| (true, error))?;
         if piece[..size].iter().any(|byte| *byte != 0) {
-            out.write_all_at(&piece[..size], at).map_err(Filling::Output)?;
+            out.write_all_at(&piece[..size], at).map_err(written)?;
         }
         at += size as u64;
     }
-    out.sync_all().map_err(Filling::Output)
+    out.sync_all().map_err(written)
 }
