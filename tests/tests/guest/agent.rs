@@ -109,6 +109,9 @@ fn a_request_that_fails_says_why_and_the_guest_goes_on() {
     assert!(why.starts_with("mounting store (erofs) at /nix/store: No such device"), "{why}");
     let network = What::Network { interface: "eth0".into(), address: None };
     assert!(machine.port.request(network, PATIENCE, &mut |_| ()).is_err());
+    let input = What::Input { run: 1, bytes: b"true\n".to_vec() };
+    let error = machine.port.request(input, PATIENCE, &mut |_| ()).unwrap_err().to_string();
+    assert!(error.contains("giving run 1 its input: it waits for none"), "{error}");
     machine.must(What::Network { interface: "lo".into(), address: Some(([127, 0, 0, 1].into(), 8)) });
     machine.must(What::Ping);
 }

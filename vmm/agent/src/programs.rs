@@ -34,6 +34,8 @@ pub struct Programs {
     made: Condvar,
     /// Running programs by the numbers of their requests.
     running: Mutex<BTreeMap<u32, Pid>>,
+    /// The standard inputs of those that wait for theirs.
+    inputs: Mutex<BTreeMap<u32, io::PipeWriter>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -93,7 +95,14 @@ impl Programs {
             command.uid(user).gid(group);
         }
         let mut pipes = Vec::new();
+        let mut input = None;
         match request.streams {
+            Streams::Fed => {
+                let ((read, write), (fed, feed)) = (io::pipe().doing(doing)?, io::pipe().doing(doing)?);
+                command.stdin(fed).stdout(write.try_clone().doing(doing)?).stderr(write);
+                pipes.push((false, read));
+                input = Some(feed);
+            }
             Streams::Console => {
                 let console = File::options().read(true).write(true).open("/dev/console").doing(doing)?;
                 command.stdin(console.try_clone().doing(doing)?);
@@ -121,6 +130,9 @@ impl Programs {
         // It holds the writing ends of the pipes.
         drop(command);
         lock(&self.running).insert(number, pid);
+        if let Some(input) = input {
+            lock(&self.inputs).insert(number, input);
+        }
         let (programs, port) = (self.clone(), port.clone());
         thread::spawn(move || {
             let (done, all_done) = mpsc::channel::<()>();
@@ -137,11 +149,23 @@ impl Programs {
                 let _ = rustix::process::kill_process_group(pid, Signal::KILL);
             }
             lock(&programs.running).remove(&number);
+            lock(&programs.inputs).remove(&number);
             // Until all pipes are at their end, which nobody announces by a message.
             let _ = all_done.recv_timeout(HELD_OPEN);
             // A port that fails ends the guest by the thread that reads from it.
             let _ = port.say(&Report::Ended { number, ending });
         });
+        Ok(())
+    }
+
+    /// Gives a program its standard input, all of it, by a thread of its own: the program takes it when it likes.
+    pub fn feed(&self, number: u32, bytes: Vec<u8>) -> Result<(), Failure> {
+        use std::io::Write;
+        let input = lock(&self.inputs).remove(&number);
+        let mut input =
+            input.ok_or_else(|| Failure::new(format!("giving run {number} its input"), "it waits for none"))?;
+        // One that has ended takes nothing, and its end is reported.
+        thread::spawn(move || input.write_all(&bytes));
         Ok(())
     }
 

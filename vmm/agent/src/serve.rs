@@ -95,6 +95,7 @@ impl Guest {
                 answer = Answer::Later;
             }
             What::Kill { run, signal } => self.programs.kill(run, signal)?,
+            What::Input { run, bytes } => self.programs.feed(run, bytes)?,
             What::AwaitBanner { address, port, banner, milliseconds } => {
                 let limit = Duration::from_millis(milliseconds.into());
                 let host = self.port.clone();

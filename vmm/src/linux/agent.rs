@@ -135,6 +135,43 @@ impl Agent {
         })
     }
 
+    /// Waits until a program that was started by the request of this number has said something.
+    ///
+    /// # Errors
+    /// [`FailureClass::GuestRefused`] when it ends before, and all that ends a wait.
+    pub fn first_words(&mut self, machine: &mut Machine, number: u32, wait: &Wait) -> Result<(), Failure> {
+        self.until(machine, wait, |report| match report {
+            Report::Output { number: of, .. } if of == number => Verdict::Done(()),
+            Report::Ended { number: of, .. } | Report::Failed { number: of, .. } if of == number => {
+                Verdict::Fail(FailureClass::GuestRefused, format!("it ended before it said anything: {report:?}"))
+            }
+            _ => Verdict::GoOn,
+        })
+    }
+
+    /// As [`Agent::request`], for several things that are done one after the other: all are asked for at once.
+    ///
+    /// # Errors
+    /// As there, for the first that fails; others may have been done.
+    pub fn request_all(&mut self, machine: &mut Machine, all: Vec<What>, wait: &Wait) -> Result<(), Failure> {
+        let numbers = all.into_iter().map(|what| self.ask(machine, what)).collect::<Result<Vec<_>, _>>()?;
+        let mut left = numbers.len();
+        if left == 0 {
+            return Ok(());
+        }
+        self.until(machine, wait, |report| match report {
+            Report::Failed { number, why } if numbers.contains(&number) => {
+                Verdict::Fail(FailureClass::GuestRefused, format!("the guest could not do it: {why}"))
+            }
+            Report::Died { why } => Verdict::Fail(FailureClass::GuestRefused, format!("the guest gave up: {why}")),
+            Report::Done { number } if numbers.contains(&number) => {
+                left -= 1;
+                if left == 0 { Verdict::Done(()) } else { Verdict::GoOn }
+            }
+            _ => Verdict::GoOn,
+        })
+    }
+
     /// Runs a program to its end. Its output goes to `output`, with whether it is standard error; when that fails, the machine is
     /// killed.
     ///
@@ -148,6 +185,20 @@ impl Agent {
         output: &mut dyn FnMut(bool, &[u8]) -> std::io::Result<()>,
     ) -> Result<End, Failure> {
         let number = self.ask(machine, What::Run(run))?;
+        self.follow(machine, number, wait, output)
+    }
+
+    /// As [`Agent::run`], of a program that was started by the request of this number.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn follow(
+        &mut self,
+        machine: &mut Machine,
+        number: u32,
+        wait: &Wait,
+        output: &mut dyn FnMut(bool, &[u8]) -> std::io::Result<()>,
+    ) -> Result<End, Failure> {
         self.until(machine, wait, |report| match report {
             Report::Output { number: of, error, bytes } if of == number => match output(error, &bytes) {
                 Ok(()) => Verdict::GoOn,

@@ -284,6 +284,7 @@ fn name_of(what: &What) -> String {
         What::WriteFile { path, .. } => format!("writing {}", path.display()),
         What::Run(_) => "running a command".into(),
         What::Kill { .. } => "killing a command".into(),
+        What::Input { .. } => "giving a command its input".into(),
         What::AwaitBanner { address, port, .. } => format!("waiting for {address}:{port}"),
         What::Space(path) => format!("looking at the room in {}", path.display()),
         What::PowerOff => "powering off".into(),

@@ -69,6 +69,13 @@ pub enum What {
         /// The signal's number.
         signal: u32,
     },
+    /// Give a program its standard input, which ends with it: one whose streams are [`Streams::Fed`].
+    Input {
+        /// The number of its request.
+        run: u32,
+        /// The input.
+        bytes: Vec<u8>,
+    },
     /// Connect to a TCP port, again and again, until what it says first begins as expected.
     AwaitBanner {
         /// Where.
@@ -126,6 +133,8 @@ pub enum Streams {
     Together,
     /// The machine's console has both, and is the standard input.
     Console,
+    /// Both as one stream; the standard input comes by [`What::Input`].
+    Fed,
 }
 
 /// What a guest says.
@@ -237,6 +246,7 @@ impl Request {
                     Streams::Apart => 0,
                     Streams::Together => 1,
                     Streams::Console => 2,
+                    Streams::Fed => 3,
                 });
                 f.flag(run.alone)
             }
@@ -250,6 +260,7 @@ impl Request {
                 with.write(f.u8(13));
                 f.list(names, |f, name| _ = f.name(name)).name(over)
             }
+            What::Input { run, bytes } => f.u8(14).u32(*run).bytes(bytes),
         };
         frame(&f.finish())
     }
@@ -297,6 +308,7 @@ impl Request {
                 names: f.list("parts", |f| Ok(f.name("part")?.to_owned()))?,
                 over: f.name("directory")?.into(),
             },
+            14 => What::Input { run: f.u32("run")?, bytes: f.bytes("input")?.to_vec() },
             other => return Err(FieldError::Unknown { field: "request", value: other.into() }.into()),
         };
         f.end()?;
@@ -331,6 +343,7 @@ fn run(f: &mut Reader<'_>) -> Result<RunRequest, FieldError> {
         0 => Streams::Apart,
         1 => Streams::Together,
         2 => Streams::Console,
+        3 => Streams::Fed,
         other => return Err(FieldError::Unknown { field: "streams", value: other.into() }),
     };
     Ok(RunRequest { command, user: given.then_some(user), streams, alone: f.flag("alone")? })
@@ -414,7 +427,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn streams() -> impl Strategy<Value = Streams> {
-        prop_oneof![Just(Streams::Apart), Just(Streams::Together), Just(Streams::Console)]
+        prop_oneof![Just(Streams::Apart), Just(Streams::Together), Just(Streams::Console), Just(Streams::Fed)]
     }
 
     fn path() -> impl Strategy<Value = PathBuf> {
@@ -448,6 +461,7 @@ mod tests {
                 over
             }),
             path().prop_map(What::Unmount),
+            (any::<u32>(), any::<Vec<u8>>()).prop_map(|(run, bytes)| What::Input { run, bytes }),
             path().prop_map(What::SwitchRoot),
             any::<u64>().prop_map(|nanoseconds| What::SetClock { nanoseconds }),
             (path(), any::<u32>(), any::<Vec<u8>>()).prop_map(|(path, mode, content)| What::WriteFile {
