@@ -13,7 +13,7 @@ use crate::kernel::Feature;
 use crate::profile::{Drive, Profile, Reach};
 use crate::report::{MountRequest, RunRequest, Streams, What};
 use crate::shares::image::Form;
-use crate::shares::samba::{Account, Samba, SambaError, Share};
+use crate::shares::samba::{ACCOUNTS, Account, Samba, SambaError, Share};
 use crate::shares::{self, disk, memory};
 
 /// The controller's address on the wire; the guest's is in its profile.
@@ -118,6 +118,15 @@ impl Controller {
             .map(|(name, mode, content)| (Path::new("/run").join(name), mode, content.clone()))
             .into_iter();
         Ok(made.chain(files).chain(ours).map(|(path, mode, content)| What::WriteFile { path, mode, content }).collect())
+    }
+
+    /// Who may come in, of [`Self::files`]: all in them that is another's in each run.
+    ///
+    /// # Errors
+    /// If a share cannot be said to Samba.
+    pub fn accounts(&self) -> Result<Vec<What>, SambaError> {
+        let is_of_accounts = |what: &What| matches!(what, What::WriteFile { path, .. } if path.ends_with(ACCOUNTS));
+        Ok(self.files()?.into_iter().filter(is_of_accounts).collect())
     }
 
     /// Samba's server. It runs until the end; that it ends is a failure of the machine.

@@ -113,7 +113,10 @@ impl Attachment<'_> {
         let given = Given::give(request, ids.owner()).map_err(not_started)?;
         let ours = Ours(request.top_dir.join(OURS));
         let scratch = Scratch::create(&ours.0, ids.owner()).map_err(|error| not_started(error.to_string()))?;
-        let (room, machine) = self.room(&known, grants, granted.as_ref(), &ids, &scratch).map_err(not_started)?;
+        let mut tell = |line: &str| drop(voice.say(line));
+        let (room, machine) =
+            self.room(&known, grants, granted.as_ref(), &ids, &scratch, &mut tell).map_err(not_started)?;
+        let _known = granted.as_ref().and_then(|granted| granted.known(&format!("builds {name}"), &work(&scratch)));
         let outcome = run(machine.as_ref().unwrap_or(&room), voice).map_err(|error| match error {
             Error::Interrupted { signal } => Stopped::Interrupted(signal),
             error @ Error::Exec { .. } => {
@@ -168,6 +171,7 @@ impl Attachment<'_> {
         granted: Option<&Granted<'_>>,
         ids: &Ids,
         scratch: &Scratch,
+        tell: &mut dyn FnMut(&str),
     ) -> Result<(Room, Option<Room>), String> {
         let Attachment { request, policy } = self;
         let (store, tmp) = (scratch.store(), scratch.tmp());
@@ -187,7 +191,7 @@ impl Attachment<'_> {
             outside: ids.outside(),
             command: command(known, request, &build_dir),
         });
-        let enclose = |granted: &Granted<'_>| granted.enclose(&room, &work(scratch), ids.owner());
+        let enclose = |granted: &Granted<'_>| granted.enclose(&room, &work(scratch), ids.owner(), tell);
         let machine = granted.map(enclose).transpose().map_err(|error| error.to_string())?;
         Ok((room, machine))
     }

@@ -392,10 +392,12 @@ impl Attempt<'_> {
         });
         let work = scratch.path().join("machine");
         let again = machine.as_ref().and_then(Granted::as_options);
+        let _known = machine.as_ref().and_then(|granted| granted.known(&format!("builds {}", self.path), &work));
         let machine = match &machine {
             Some(granted) => {
                 let owner = slot.ids.as_ref().and_then(Ids::owner);
-                let made = granted.enclose(&room, &work, owner).map_err(Stopped::misc)?;
+                let mut tell = |line: &str| telling.notice(line);
+                let made = granted.enclose(&room, &work, owner, &mut tell).map_err(Stopped::misc)?;
                 telling.notice(&format!("‘{}’ is built in {}", self.path, granted.in_words(&made)));
                 Some(made)
             }

@@ -29,7 +29,7 @@ pub const SUBCOMMAND: Subcommand = Subcommand {
 };
 
 #[derive(Debug, Args)]
-struct BuildOptions {
+pub(super) struct BuildOptions {
     #[command(flatten)]
     store: StorePlace,
 
@@ -133,8 +133,18 @@ fn quoted(word: &str) -> String {
 }
 
 fn run(matches: &clap::ArgMatches) -> ExitCode {
-    let options: BuildOptions = options(matches);
-    match build(&options) {
+    carry_out(&options(matches))
+}
+
+/// As [`run`], saving machines that are not saved yet.
+pub(super) fn run_saving(matches: &clap::ArgMatches) -> ExitCode {
+    let mut options: BuildOptions = options(matches);
+    options.config.give("vm-save", "true");
+    carry_out(&options)
+}
+
+fn carry_out(options: &BuildOptions) -> ExitCode {
+    match build(options) {
         Ok(code) => ExitCode::from(code),
         Err(why) => {
             complain(why.0);

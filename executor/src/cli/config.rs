@@ -57,6 +57,11 @@ impl ConfigOptions {
         pairs.iter().map(|[name, value]| (name.clone(), value.clone())).collect()
     }
 
+    /// Gives a setting a value, as if it had been given.
+    pub fn give(&mut self, name: &str, value: &str) {
+        self.option.extend([name.to_owned(), value.to_owned()]);
+    }
+
     fn load_from(&self, mut sources: Sources) -> Result<Config, ConfigError> {
         sources.files.clone_from(&self.config);
         sources.options = self.pairs();

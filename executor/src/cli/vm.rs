@@ -54,7 +54,16 @@ fn vm() -> Command {
             "ssh",
             "Open a session in a guest that is revived, or run a command",
         ))
+        .subcommand(command::<super::build::BuildOptions>(
+            "build",
+            "Build derivations as `anchorhold build` does; guests that are not saved yet are saved first, and then revived",
+        ))
         .subcommand(command::<stages::PruneOptions>("prune", "Remove stages that newer ones have replaced"))
+        .subcommand(command::<stages::ExportOptions>(
+            "export",
+            "Write a stage and what it stands on as one file, always the same for the same stage",
+        ))
+        .subcommand(command::<stages::ImportOptions>("import", "Take the stages of such a file into the cache"))
         .subcommand(command::<visit::ConsoleOptions>("console", "Attach to the serial console of a machine that runs"))
         .subcommand(command::<visit::ScreenshotOptions>(
             "screenshot",
@@ -129,6 +138,7 @@ fn run(matches: &ArgMatches) -> ExitCode {
             println!("{}", FailureClass::table());
             ExitCode::SUCCESS
         }
+        Some(("build", matches)) => super::build::run_saving(matches),
         Some((name, matches)) => {
             let done = match name {
                 "list" => stages::list(&options(matches)),
@@ -137,6 +147,8 @@ fn run(matches: &ArgMatches) -> ExitCode {
                 "revive" => stages::revive(&options(matches)),
                 "ssh" => stages::ssh(&options(matches)),
                 "prune" => stages::prune(&options(matches)),
+                "export" => stages::export(&options(matches)),
+                "import" => stages::import(&options(matches)),
                 "console" => visit::console(&options(matches)),
                 "screenshot" => visit::screenshot(&options(matches)),
                 _ => run_command(&options(matches)),

@@ -491,6 +491,13 @@ pub const SETTINGS: &[Setting] = &[
         "What a Linux machine keeps of the inputs that it has read: by 9p all (`loose`) or nothing (`none`), by virtiofs all (`always`), names and no contents (`metadata`) or nothing (`never`). `auto`, and words of the other way, keep all.",
     ),
     setting(
+        "vm-save",
+        Kind::Bool,
+        "false",
+        "machines",
+        "Whether a build in a guest that is not saved yet saves it first, as `anchorhold vm build` does; builds that want the same machines then revive it.",
+    ),
+    setting(
         "vm-exchange",
         Kind::Size,
         "\"1G\"",

@@ -224,9 +224,11 @@ impl Attempt<'_> {
         });
         let work = scratch.path().join("machine");
         let again = machine.as_ref().and_then(Granted::as_options);
+        let _known = machine.as_ref().and_then(|granted| granted.known(&format!("builds {path}"), &work));
         let machine = match &machine {
             Some(granted) => {
-                let made = granted.enclose(&room, &work, ids.owner()).map_err(Stopped::misc)?;
+                let mut tell = |line: &str| telling.notice(line);
+                let made = granted.enclose(&room, &work, ids.owner(), &mut tell).map_err(Stopped::misc)?;
                 telling.notice(&format!("‘{path}’ is built in {}", granted.in_words(&made)));
                 Some(made)
             }

@@ -8,6 +8,7 @@ use anchorhold_vmm::failure::Failure;
 use super::Machines;
 use super::build::{WishError, Wishes, in_machine};
 use super::pair::{self, GuestImage, in_pair};
+use super::stages::{Held, Registry};
 use crate::build::room::Grants;
 use crate::derivation::Derivation;
 
@@ -66,15 +67,28 @@ impl<'a> Granted<'a> {
         self.guest.as_ref().map(|guest| pair::build_directory(&guest.profile)).transpose()
     }
 
-    /// The room of the machine in which the builder of `room` runs; see [`in_machine`].
+    /// The room of the machine in which the builder of `room` runs; see [`in_machine`]. What takes long is told a line at a time.
     ///
     /// # Errors
     /// What is missing, or cannot be shown to a guest.
-    pub fn enclose(&self, room: &Room, work: &Path, owner: Option<(u32, u32)>) -> Result<Room, Failure> {
+    pub fn enclose(
+        &self,
+        room: &Room,
+        work: &Path,
+        owner: Option<(u32, u32)>,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Room, Failure> {
         match &self.guest {
-            Some(guest) => in_pair(room, self.machines, &self.wishes, guest, work, owner),
+            Some(guest) => in_pair(room, self.machines, &self.wishes, guest, work, owner, tell),
             None => in_machine(room, self.machines, &self.wishes, work, owner),
         }
+    }
+
+    /// Makes the machine known to people, under the name of its guest, for as long as what is given is held. `what` is built in
+    /// it; `work` is that of [`Granted::enclose`]. A machine that nobody finds is built in as well.
+    pub fn known(&self, what: &str, work: &Path) -> Option<Held> {
+        let guest = self.guest.as_ref().map_or("linux", |guest| &guest.profile.name);
+        Registry::open().and_then(|all| all.register(guest, what, &super::build::result(work))).ok()
     }
 
     /// The options of `anchorhold vm run` that make the same machine; none for a guest beside a controller.

@@ -30,6 +30,7 @@ use anchorhold_vmm::exchange::Command;
 use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::kernel::{Feature, Kernel};
 use anchorhold_vmm::linux::{self, Job, View};
+use anchorhold_vmm::pair::job::Topology;
 use anchorhold_vmm::qemu::Installed;
 use anchorhold_vmm::spec::Accelerator;
 use serde::{Deserialize, Serialize};
@@ -70,7 +71,8 @@ pub const CONNECTION: &str = "connection";
 const AGENT: &str = anchorhold_vmm::agent::FILE_NAME;
 
 /// What of the settings machines are made of.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Machines {
     /// QEMU; the one in PATH when none is named.
     pub qemu: Option<PathBuf>,
@@ -100,6 +102,10 @@ pub struct Machines {
     pub store: String,
     /// What it keeps of the store by 9p: `auto`, `loose` or `none`.
     pub store_cache: String,
+    /// Whether builds save machines that are not saved yet, and revive them from then on.
+    pub save: bool,
+    /// The group whose members the rooms of stages run under; nobody's ids if none.
+    pub users: Option<String>,
 }
 
 impl Machines {
@@ -120,6 +126,18 @@ impl Machines {
             wire: settings.vm_wire.clone(),
             store: settings.vm_store.clone(),
             store_cache: settings.vm_store_cache.clone(),
+            save: settings.vm_save,
+            users: settings.build_users_group.clone(),
+        }
+    }
+
+    /// Who serves a guest.
+    pub fn topology(&self) -> Topology {
+        match self.topology.as_str() {
+            "direct" => {
+                Topology::Direct { connect: [room::SUPERVISOR, SUBCOMMAND, CONNECTION].map(str::to_owned).to_vec() }
+            }
+            _ => Topology::Pair,
         }
     }
 
@@ -139,19 +157,23 @@ impl Machines {
         self.may_be_there() && self.accelerator().is_ok() && self.kernel().is_ok()
     }
 
-    /// The kernel: the named one, or that of `scripts/guest-kernel`, or the host's.
-    ///
-    /// # Errors
-    /// [`FailureClass::NoKernel`].
-    fn kernel(&self) -> Result<Kernel, Failure> {
-        let places = match &self.kernel {
+    /// Where a kernel is looked for: the named one, or that of `scripts/guest-kernel`, or the host's.
+    fn kernel_places(&self) -> Vec<PathBuf> {
+        match &self.kernel {
             Some(named) => vec![named.clone()],
             None => {
                 let made = |cache: PathBuf| cache.join("guest-kernel");
                 vec![made(self.cache.clone()), made(SYSTEM_CACHE.into()), "/boot".into()]
             }
-        };
-        Kernel::first_of(&places).map_err(|error| Failure::new(FailureClass::NoKernel, error.to_string()))
+        }
+    }
+
+    /// The first kernel there.
+    ///
+    /// # Errors
+    /// [`FailureClass::NoKernel`].
+    fn kernel(&self) -> Result<Kernel, Failure> {
+        Kernel::first_of(&self.kernel_places()).map_err(|error| Failure::new(FailureClass::NoKernel, error.to_string()))
     }
 
     fn agent(&self) -> Result<PathBuf, Failure> {
@@ -378,15 +400,7 @@ impl Ground {
         let qemu = Installed::find(machines.qemu.as_deref(), path.as_deref())?.program;
         let accelerator = machines.accelerator()?;
         let (kernel, agent) = (machines.kernel()?, machines.agent()?);
-        let (order, result) = (work.join("order"), work.join("result"));
-        for (directory, mode) in [(&order, 0o755), (&result, 0o700)] {
-            fs::create_dir_all(directory).map_err(io("making", directory))?;
-            fs::set_permissions(directory, fs::Permissions::from_mode(mode))
-                .map_err(io("changing the mode of", directory))?;
-        }
-        if let Some((uid, gid)) = owner {
-            std::os::unix::fs::chown(&result, Some(uid), Some(gid)).map_err(io("giving away", &result))?;
-        }
+        let (order, result) = places(work, owner)?;
         Ok(Self { qemu, accelerator, kernel, agent, order, result })
     }
 
@@ -395,6 +409,20 @@ impl Ground {
         let Self { qemu, accelerator, order, result, .. } = self;
         Prepared { qemu, kernel, order, result, accelerator }
     }
+}
+
+/// The directories of what a room's supervisor reads and of what it writes, which belongs to `owner` if that is somebody else.
+fn places(work: &Path, owner: Option<(u32, u32)>) -> Result<(PathBuf, PathBuf), Failure> {
+    let (order, result) = (work.join("order"), work.join("result"));
+    for (directory, mode) in [(&order, 0o755), (&result, 0o700)] {
+        fs::create_dir_all(directory).map_err(io("making", directory))?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(mode))
+            .map_err(io("changing the mode of", directory))?;
+    }
+    if let Some((uid, gid)) = owner {
+        std::os::unix::fs::chown(&result, Some(uid), Some(gid)).map_err(io("giving away", &result))?;
+    }
+    Ok((order, result))
 }
 
 /// QEMU's CPU model.

@@ -15,13 +15,14 @@ use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::initramfs::Initramfs;
 use anchorhold_vmm::kernel::Modules;
 use anchorhold_vmm::linux::PrepareError;
-use anchorhold_vmm::pair::job::{Job, Topology};
+use anchorhold_vmm::pair::job::Job;
 use anchorhold_vmm::pair::{self, CONTROLLER_MEMORY, Limits, PairSpec, Side};
 use anchorhold_vmm::profile::{Drive, Profile, System};
 use anchorhold_vmm::shares;
 use anchorhold_vmm::wire::Kind;
 
 use super::build::Wishes;
+use super::stages::{self, Revivable};
 use super::{Ground, Machines, Order, SYSTEM_CACHE, Work, cpu, room, write_order};
 
 /// The images, in the room.
@@ -112,7 +113,8 @@ pub fn build_directory(profile: &Profile) -> Result<String, Failure> {
     Ok(format!("{}/{BUILD}", exchange.path.trim_end_matches('/')))
 }
 
-/// The room of a pair in whose guest the builder of `room` runs; as for [`super::build::in_machine`].
+/// The room of a pair in whose guest the builder of `room` runs; as for [`super::build::in_machine`]. What takes long is told a
+/// line at a time.
 ///
 /// # Errors
 /// What is missing, or cannot be shown to this guest.
@@ -123,10 +125,13 @@ pub fn in_pair(
     image: &GuestImage,
     work: &Path,
     owner: Option<(u32, u32)>,
+    tell: &mut dyn FnMut(&str),
 ) -> Result<Room, Failure> {
     let profile = &with_drives(&image.profile, wishes, room)?;
     let exchange = PathBuf::from(drive(profile, shares::EXCHANGE)?.path.trim_end_matches('/'));
     let guests_store = PathBuf::from(&drive(profile, shares::STORE_SHARE)?.path);
+    let size = (wishes.memory(machines), wishes.cores());
+    let saved = saved(machines, profile, size, tell)?;
     let ground = Ground::lay(machines, work, owner)?;
     let store = if ground.qemu.starts_with("/nix/store") { PathBuf::from(STORE_ASIDE) } else { guests_store.clone() };
 
@@ -145,45 +150,39 @@ pub fn in_pair(
             noexec: true,
         });
     }
-    let modules = Modules::open(&ground.kernel.modules).map_err(PrepareError::from)?;
     let kernel = ground.kernel.extracted(&machines.cache.join("kernels")).map_err(PrepareError::from)?;
-    let side = |name: &str, memory: u64, cores: u32, tree: Initramfs, disk: &Path| -> Result<Side, Failure> {
-        let name = format!("initramfs.{name}");
-        write_initramfs(&tree, memory, &ground.order.join(&name))?;
-        let initramfs = Some(Path::new(room::ORDER).join(name));
-        Ok(Side { memory, cores, initramfs, drives: vec![pair::root(in_room(disk))] })
-    };
-    let guest = pair::initramfs_of_guest(&modules, &ground.agent, profile)?;
-    let controller = pair::initramfs_of_controller(&modules, &ground.agent)?;
-    let spec = PairSpec {
-        accelerator: ground.accelerator,
-        cpu: cpu(ground.accelerator).to_owned(),
-        kernel: room::KERNEL.into(),
-        guest: side(pair::GUEST, wishes.memory(machines), wishes.cores(), guest, &image.disk)?,
-        controller: side(pair::CONTROLLER, CONTROLLER_MEMORY, 1, controller, &controller_disk)?,
-        profile: profile.clone(),
-        store,
-        exchange,
-    };
-    // One that was saved for exactly this stands in a moment.
-    let is_pair = machines.topology != "direct" && wishes.cores() == 1;
-    let saved = if is_pair { super::stages::saved(machines, profile, wishes.memory(machines))? } else { None };
     let (spec, saved) = match saved {
         Some((revived, saved, entries)) => {
             shown.extend(entries);
-            (PairSpec { store: spec.store, exchange: spec.exchange, ..revived }, Some(saved))
+            (PairSpec { store, exchange, ..revived }, Some(saved))
         }
-        None => (spec, None),
+        None => {
+            let modules = Modules::open(&ground.kernel.modules).map_err(PrepareError::from)?;
+            let side = |name: &str, memory: u64, cores: u32, tree: Initramfs, disk: &Path| -> Result<Side, Failure> {
+                let name = format!("initramfs.{name}");
+                write_initramfs(&tree, memory, &ground.order.join(&name))?;
+                let initramfs = Some(Path::new(room::ORDER).join(name));
+                Ok(Side { memory, cores, initramfs, drives: vec![pair::root(in_room(disk))] })
+            };
+            let guest = pair::initramfs_of_guest(&modules, &ground.agent, profile)?;
+            let controller = pair::initramfs_of_controller(&modules, &ground.agent)?;
+            let spec = PairSpec {
+                accelerator: ground.accelerator,
+                cpu: cpu(ground.accelerator).to_owned(),
+                kernel: room::KERNEL.into(),
+                guest: side(pair::GUEST, size.0, size.1, guest, &image.disk)?,
+                controller: side(pair::CONTROLLER, CONTROLLER_MEMORY, 1, controller, &controller_disk)?,
+                profile: profile.clone(),
+                store,
+                exchange,
+            };
+            (spec, None)
+        }
     };
     let boot = if profile.system == System::Windows { BOOT_OF_WINDOWS } else { BOOT };
     let job = Job {
         pair: spec,
-        topology: match machines.topology.as_str() {
-            "direct" => Topology::Direct {
-                connect: [room::SUPERVISOR, super::SUBCOMMAND, super::CONNECTION].map(str::to_owned).to_vec(),
-            },
-            _ => Topology::Pair,
-        },
+        topology: machines.topology(),
         wire: if machines.wire == "vde" { Kind::Vde } else { Kind::Dgram },
         saved,
         key: in_room(&key),
@@ -215,6 +214,31 @@ pub fn in_pair(
         made.process.directory.clone_from(&process.directory);
     }
     Ok(made)
+}
+
+/// The machines that were saved for exactly this, which stand in a moment; they are saved now if that is wanted.
+///
+/// # Errors
+/// Some that are there, and not what was written.
+fn saved(
+    machines: &Machines,
+    profile: &Profile,
+    size: (u64, u32),
+    tell: &mut dyn FnMut(&str),
+) -> Result<Option<Revivable>, Failure> {
+    let mut saved = stages::saved(machines, profile, size)?;
+    if saved.is_none() && machines.save {
+        match stages::making::make(machines, profile, size, tell) {
+            Ok(()) => saved = stages::saved(machines, profile, size)?,
+            // What a build needs is a guest, saved or not.
+            Err(failure) => tell(&format!("the guest is started, since it cannot be saved: {failure}")),
+        }
+    }
+    if let Some((_, saved, _)) = &saved {
+        let name = saved.directory.file_name().unwrap_or_default().to_string_lossy();
+        tell(&format!("the guest is revived: {name}"));
+    }
+    Ok(saved)
 }
 
 /// What stands in the room for the guest.

@@ -10,10 +10,10 @@ use anchorhold_vmm::exchange;
 use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::linux::{self, Done, End};
 use anchorhold_vmm::pair;
+use anchorhold_vmm::pair::job::SOCKETS;
 use anchorhold_vmm::visitors::Visitors;
 use serde::{Deserialize, Serialize};
 
-use super::stages::inside::SOCKETS;
 use super::typing::Typing;
 use super::{COMMAND, Hook, ORDER, Order, Work, room};
 

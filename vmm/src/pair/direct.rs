@@ -16,23 +16,25 @@ use anchorhold_sandbox::sys::tied;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::spec::REACHED_BY;
 use super::{Keys, Limits, PairSpec, Standing, account, handover, standing};
-use crate::controller::{self, ADDRESS, GUEST_MAC, KEY, KNOWN_HOSTS, SMB_PORT};
+use crate::controller::{self, KEY, KNOWN_HOSTS};
 use crate::failure::{Failure, FailureClass};
 use crate::linux::End;
 use crate::machine::{Event, Machine, Run};
+use crate::memory::Template;
 use crate::profile::Profile;
 use crate::qemu::Installed;
 use crate::readiness::{Wait, Watch};
 use crate::shares::samba::{Account, Samba, Share};
-use crate::spec::ServerNetwork;
+use crate::spec::MachineSpec;
 
-/// The port of the loopback device by which the guest's SSH server is reached. The room's network has nobody else in it.
-const REACHED_BY: u16 = 2222;
 /// How long one connection to the guest's SSH server may say nothing before another is tried.
 const SILENT: Duration = Duration::from_secs(5);
 /// How long a port that refused is left alone: nothing tells when it opens.
 const AGAIN: Duration = Duration::from_millis(50);
+/// A connection that is open on both sides, in /proc/net/tcp.
+const ESTABLISHED: &str = "01";
 /// Samba's log, as it calls it.
 const LOG: &str = "log.smbd";
 /// The programs, with the packages that have them.
@@ -47,7 +49,6 @@ pub struct Direct {
     account: Account,
     store: PathBuf,
     exchange: PathBuf,
-    keys: Keys,
     ssh: PathBuf,
     /// All files of ours: keys, Samba's, the sockets.
     folder: tempfile::TempDir,
@@ -68,6 +69,35 @@ impl Direct {
         limits: Limits,
         connect: &[String],
     ) -> Result<Self, Failure> {
+        let mut direct = Self::stand(spec, keys, connect, |machine| Machine::start(installed, machine, run))?;
+        let wait = Wait::new("the guest's SSH server", limits.boot).unless_stalled(limits.stall, spec.accelerator);
+        direct.await_banner(&wait)?;
+        standing::log_in(&mut direct)?;
+        Ok(direct)
+    }
+
+    /// The guest that was saved as `template`, as [`Direct::rest`] left it. The first line that it is told logs in.
+    ///
+    /// # Errors
+    /// A state that is corrupt or another machine's, and what QEMU says.
+    pub fn revive(
+        installed: &Installed,
+        spec: &PairSpec,
+        keys: &Keys,
+        template: &Template,
+        run: Run,
+        connect: &[String],
+    ) -> Result<Self, Failure> {
+        Self::stand(spec, keys, connect, |machine| template.revive(installed, machine, run))
+    }
+
+    /// The server, and beside it the machine that `start` starts, which runs from here on.
+    fn stand(
+        spec: &PairSpec,
+        keys: &Keys,
+        connect: &[String],
+        start: impl FnOnce(&MachineSpec) -> Result<Machine, Failure>,
+    ) -> Result<Self, Failure> {
         let (smbd, ssh) = (find(SMBD)?, find(SSH)?);
         let failed =
             |error: io::Error| Failure::new(FailureClass::NoShare, format!("making the server's files: {error}"));
@@ -75,42 +105,57 @@ impl Direct {
         let socket = folder.path().join("connections");
         let samba = Samba { folder: folder.path().join("samba"), account: account()?, shares: Vec::new() };
         let server = Server::start(&socket, smbd, samba.configuration(), folder.path().to_owned()).map_err(failed)?;
-        let mut machine = spec.guest_machine();
-        machine.cards.clear();
-        machine.network = Some(ServerNetwork {
-            card: GUEST_MAC.to_owned(),
-            guest: spec.profile.reach.address,
-            server: ADDRESS,
-            server_port: SMB_PORT,
-            connect: connect.iter().cloned().chain([socket.display().to_string()]).collect(),
-            guest_port: spec.profile.reach.port,
-            reached_by: REACHED_BY,
-        });
-        let mut guest = Machine::start(installed, &machine, run)?;
+        for (name, content) in [(KEY, &keys.key), (KNOWN_HOSTS, &keys.known_hosts)] {
+            write(&folder.path().join(name), content).map_err(failed)?;
+        }
+        let connect = connect.iter().cloned().chain([socket.display().to_string()]).collect();
+        let mut guest = start(&spec.lone_machine(connect))?;
         guest.go()?;
-        let mut direct = Self {
+        Ok(Self {
             guest,
             profile: spec.profile.clone(),
             account: samba.account,
             store: spec.store.clone(),
             exchange: spec.exchange.clone(),
-            keys: keys.clone(),
             ssh,
             folder,
             _server: server,
-        };
-        direct.write_keys().map_err(failed)?;
-        let wait = Wait::new("the guest's SSH server", limits.boot).unless_stalled(limits.stall, spec.accelerator);
-        direct.await_banner(&wait)?;
-        standing::log_in(&mut direct)?;
-        Ok(direct)
+        })
     }
 
-    fn write_keys(&self) -> io::Result<()> {
-        for (name, content) in [(KEY, &self.keys.key), (KNOWN_HOSTS, &self.keys.known_hosts)] {
-            write(&self.folder.path().join(name), content)?;
+    /// Brings the guest to rest: its disk is written back, and nobody is connected to it any more.
+    ///
+    /// # Errors
+    /// All that ends a wait.
+    pub fn rest(&mut self) -> Result<(), Failure> {
+        standing::must(self, "sync", "writing back the guest's disk")?;
+        // Not those that hung up before the guest could answer them.
+        let logged_in = peers(REACHED_BY, |state| state == ESTABLISHED);
+        let mut arguments = self.ssh_arguments("");
+        arguments.pop();
+        // Of the session that is open: it ends.
+        arguments.insert(0, "-Oexit".into());
+        let end = self.ssh(arguments, &Wait::new("the session's end", SILENT), &mut |_| Ok(()))?;
+        if end != End::Status(0) {
+            return Err(self.guest.fail(FailureClass::SessionLost, format!("ending the session: {end:?}")));
+        }
+        // QEMU closes its own end when the guest has closed its: what is saved then is a guest that nobody is logged into.
+        let deadline = Instant::now() + SILENT;
+        while Instant::now() < deadline && peers(REACHED_BY, |_| true).iter().any(|peer| logged_in.contains(peer)) {
+            if let Event::Exited(exit) = self.guest.next(Instant::now() + AGAIN)? {
+                return Err(self.guest.fail(crate::machine::class_of(exit), format!("QEMU ended ({exit})")));
+            }
         }
         Ok(())
+    }
+
+    /// The guest by itself.
+    pub fn into_guest(self) -> Machine {
+        self.guest
+    }
+
+    fn ssh_arguments(&self, line: &str) -> Vec<std::ffi::OsString> {
+        controller::ssh(&self.profile.reach, self.folder.path(), (Ipv4Addr::LOCALHOST, REACHED_BY), line)
     }
 
     /// Until the guest's port says what is expected.
@@ -168,6 +213,36 @@ impl Direct {
                 FailureClass::Deadline if is_silent => Failure { class: FailureClass::SshSilent, ..failure },
                 _ => failure,
             })?;
+        }
+    }
+
+    /// Runs ssh to its end.
+    fn ssh(
+        &mut self,
+        arguments: Vec<std::ffi::OsString>,
+        wait: &Wait,
+        output: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<End, Failure> {
+        let mut watch = Watch::new(&self.guest, wait);
+        let mut session = match Session::start(&self.ssh, &arguments) {
+            Ok(session) => session,
+            Err(error) => return Ok(End::NotStarted(format!("{}: {error}", self.ssh.display()))),
+        };
+        loop {
+            // First what was said, and then that it has ended.
+            let exit = session.exit();
+            let unwanted = session.take(output);
+            if let Err(error) = unwanted {
+                let what = format!("nobody takes the command's output: {error}");
+                return Err(watch.fail(&mut self.guest, FailureClass::NoStatus, &what));
+            }
+            if let Some(end) = exit {
+                return Ok(end);
+            }
+            let mut others = vec![session.pidfd.as_fd()];
+            others.extend(session.output.as_ref().map(AsFd::as_fd));
+            let event = self.guest.next_or(watch.next_look(), &others)?;
+            watch.see(&mut self.guest, &event.unwrap_or(Event::Nothing))?;
         }
     }
 
@@ -230,29 +305,29 @@ impl Standing for Direct {
         wait: &Wait,
         output: &mut dyn FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<End, Failure> {
-        let mut watch = Watch::new(&self.guest, wait);
-        let arguments =
-            controller::ssh(&self.profile.reach, self.folder.path(), (Ipv4Addr::LOCALHOST, REACHED_BY), line);
-        let mut session = match Session::start(&self.ssh, &arguments) {
+        self.ssh(self.ssh_arguments(line), wait, output)
+    }
+
+    fn set_clock(&mut self, seconds: u64) -> Result<(), Failure> {
+        let line = self.profile.set_clock(seconds);
+        standing::must(self, &line, "setting the guest's clock")
+    }
+
+    fn session(&mut self) -> Result<End, Failure> {
+        let mut arguments = self.ssh_arguments("");
+        // A terminal of the guest's, which is ours; and no line, but a login.
+        arguments.retain(|argument| argument != "-T" && !argument.is_empty());
+        arguments.insert(0, "-tt".into());
+        let mut watch = Watch::new(&self.guest, &Wait::new("the end of the session", Duration::MAX));
+        let mut session = match Session::for_person(&self.ssh, &arguments) {
             Ok(session) => session,
             Err(error) => return Ok(End::NotStarted(format!("{}: {error}", self.ssh.display()))),
         };
         loop {
-            // First what was said, and then that it has ended.
-            let exit = session.exit();
-            let unwanted = session.take(output);
-            if let Err(error) = unwanted {
-                let what = format!("nobody takes the command's output: {error}");
-                return Err(watch.fail(&mut self.guest, FailureClass::NoStatus, &what));
-            }
-            if let Some(end) = exit {
+            if let Some(end) = session.exit() {
                 return Ok(end);
             }
-            let mut others = vec![session.pidfd.as_fd()];
-            if session.is_open {
-                others.push(session.output.as_fd());
-            }
-            let event = self.guest.next_or(watch.next_look(), &others)?;
+            let event = self.guest.next_or(watch.next_look(), &[session.pidfd.as_fd()])?;
             watch.see(&mut self.guest, &event.unwrap_or(Event::Nothing))?;
         }
     }
@@ -273,8 +348,8 @@ impl Standing for Direct {
 struct Session {
     child: Child,
     pidfd: OwnedFd,
-    output: OwnedFd,
-    is_open: bool,
+    /// Of a pipe, until its end.
+    output: Option<OwnedFd>,
 }
 
 impl Session {
@@ -285,13 +360,25 @@ impl Session {
         command.args(arguments).env_clear().env("PATH", "/bin:/usr/bin").env("HOME", "/tmp");
         command.stdin(Stdio::null()).stdout(write.try_clone()?).stderr(write);
         tied::tie(&mut command, Vec::new());
-        let mut child = command.spawn()?;
+        let child = command.spawn()?;
         drop(command);
+        Self::of(child, Some(read))
+    }
+
+    /// With our own terminal.
+    fn for_person(program: &Path, arguments: &[std::ffi::OsString]) -> io::Result<Self> {
+        let mut command = Command::new(program);
+        command.args(arguments).env_clear().env("PATH", "/bin:/usr/bin").env("HOME", "/tmp").env("TERM", "xterm");
+        tied::tie(&mut command, Vec::new());
+        Self::of(command.spawn()?, None)
+    }
+
+    fn of(mut child: Child, output: Option<OwnedFd>) -> io::Result<Self> {
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).inspect_err(|_| {
             let _ = child.kill();
             let _ = child.wait();
         })?;
-        Ok(Self { child, pidfd, output: read, is_open: true })
+        Ok(Self { child, pidfd, output })
     }
 
     fn exit(&mut self) -> Option<End> {
@@ -306,9 +393,9 @@ impl Session {
     /// Takes what there is.
     fn take(&mut self, output: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         let mut piece = [0; 65536];
-        while self.is_open {
-            match rustix::io::read(&self.output, &mut piece) {
-                Ok(0) => self.is_open = false,
+        while let Some(pipe) = &self.output {
+            match rustix::io::read(pipe, &mut piece) {
+                Ok(0) => self.output = None,
                 Ok(length) => output(&piece[..length])?,
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(rustix::io::Errno::INTR) => {}
@@ -386,6 +473,18 @@ impl Drop for Server {
             let _ = thread.join();
         }
     }
+}
+
+/// Who is connected to a port of the loopback device and in one of these states, as proc_net_tcp says.
+fn peers(port: u16, is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/self/net/tcp").unwrap_or_default();
+    let end = format!(":{port:04X}");
+    let peer = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        let (own, peer, state) = (words.next()?, words.next()?, words.next()?);
+        (own.ends_with(&end) && is_wanted(state)).then(|| peer.to_owned())
+    };
+    text.lines().skip(1).filter_map(peer).collect()
 }
 
 fn write(path: &Path, content: &[u8]) -> io::Result<()> {

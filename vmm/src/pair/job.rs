@@ -18,6 +18,7 @@ use crate::profile::{Language, Profile};
 use crate::qemu::Installed;
 use crate::readiness::Wait;
 use crate::shares::exchange::{ExchangeError, Watch, check_limited};
+use crate::visitors::Visitors;
 use crate::{stages, wire};
 
 /// The file in the exchange into which the guest's shell writes the command's status. The status that counts is ssh's; this
@@ -27,6 +28,8 @@ pub const STATUS_FILE: &str = "status";
 const LONGEST_STATUS: u64 = 16;
 /// The consoles' files, below the directory for them.
 pub const CONSOLES: [&str; 2] = ["guest.log", "controller.log"];
+/// The sockets for visitors, beside them.
+pub const SOCKETS: [&str; 2] = ["guest.sock", "controller.sock"];
 /// The picture of the guest's display when it fails.
 const SCREENSHOT: &str = "guest.png";
 
@@ -45,7 +48,17 @@ pub enum Topology {
     },
 }
 
-/// A pair that was saved: [`crate::stages`].
+impl Topology {
+    /// Its name, as in the settings.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Pair => "pair",
+            Self::Direct { .. } => "direct",
+        }
+    }
+}
+
+/// Machines that were saved: [`crate::stages`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Saved {
@@ -55,6 +68,8 @@ pub struct Saved {
     pub base: PathBuf,
     /// Where the disk of this run is made.
     pub overlay: PathBuf,
+    /// QEMU, as it was found when it was looked for them: it has been these machines.
+    pub qemu: Installed,
 }
 
 /// A pair and what it is to do: plain data, but for the command. Paths are those of the room.
@@ -69,7 +84,7 @@ pub struct Job {
     /// What is between two machines.
     #[serde(default)]
     pub wire: wire::Kind,
-    /// The saved pair that is revived instead of starting both machines; of the topology [`Topology::Pair`] alone.
+    /// The saved machines that are revived instead of starting them; of the same topology.
     #[serde(default)]
     pub saved: Option<Saved>,
     /// The file of the private key.
@@ -100,31 +115,45 @@ pub fn run(
     consoles: &Path,
     output: &mut dyn FnMut(bool, &[u8]) -> io::Result<()>,
 ) -> Result<Done, Failure> {
-    let installed = Installed::find(job.qemu.as_deref(), std::env::var_os("PATH").as_deref())?;
-    installed.check(&job.pair.guest_machine())?;
+    let installed = match &job.saved {
+        Some(saved) => saved.qemu.clone(),
+        None => {
+            let installed = Installed::find(job.qemu.as_deref(), std::env::var_os("PATH").as_deref())?;
+            installed.check(&job.pair.guest_machine())?;
+            if job.topology == Topology::Pair {
+                installed.check(&job.pair.controller_machine())?;
+            }
+            installed
+        }
+    };
     let begun = Instant::now();
-    let console =
-        |name: &str| Run { console_log: Some(consoles.join(name)), console_limit: job.console_limit, ..Run::default() };
-    let guest = Run { screenshot: Some(consoles.join(SCREENSHOT)), ..console(CONSOLES[0]) };
+    let console = |number: usize| -> Result<Run, Failure> {
+        let socket = consoles.join(SOCKETS[number]);
+        let visitors = Visitors::at(&socket)
+            .map_err(|error| Failure::new(FailureClass::QemuRefused, format!("{}: {error}", socket.display())))?;
+        Ok(Run {
+            console_log: Some(consoles.join(CONSOLES[number])),
+            console_limit: job.console_limit,
+            visitors: Some(visitors),
+            ..Run::default()
+        })
+    };
+    let guest = Run { screenshot: Some(consoles.join(SCREENSHOT)), ..console(0)? };
     let read = |path: &Path| {
         let failed = |error| Failure::new(FailureClass::NoImage, format!("reading {}: {error}", path.display()));
         fs::read(path).map_err(failed)
     };
     let keys = Keys { key: read(&job.key)?, known_hosts: read(&job.known_hosts)? };
-    let mut standing: Box<dyn Standing> = match &job.topology {
-        Topology::Pair => {
-            installed.check(&job.pair.controller_machine())?;
-            let run = PairRun { guest, controller: console(CONSOLES[1]), wire: job.wire };
-            match &job.saved {
-                None => Box::new(Pair::boot(&installed, &job.pair, &keys, run, job.limits)?),
-                Some(Saved { directory, base, overlay }) => {
-                    let spec = stages::overlay(&job.pair, overlay, &directory.join(stages::DISK), base)?;
-                    Box::new(stages::revive(&installed, &spec, &keys, directory, run, job.limits)?)
-                }
-            }
+    let run = PairRun { guest, controller: console(1)?, wire: job.wire };
+    let mut standing: Box<dyn Standing> = match (&job.saved, &job.topology) {
+        (Some(Saved { directory, base, overlay, .. }), topology) => {
+            let spec = stages::overlay(&job.pair, overlay, &directory.join(stages::DISK), base)?;
+            let parts = stages::Parts { installed: &installed, topology, keys: &keys, run, limits: job.limits };
+            stages::revive(parts, &spec, directory)?
         }
-        Topology::Direct { connect } => {
-            Box::new(Direct::boot(&installed, &job.pair, &keys, guest, job.limits, connect)?)
+        (None, Topology::Pair) => Box::new(Pair::boot(&installed, &job.pair, &keys, run, job.limits)?),
+        (None, Topology::Direct { connect }) => {
+            Box::new(Direct::boot(&installed, &job.pair, &keys, run.guest, job.limits, connect)?)
         }
     };
     let ready_after = begun.elapsed();
@@ -189,6 +218,17 @@ pub fn in_standing(
         watch.end().map_err(|error| full(&error))?;
     }
     unmounted?;
+    Ok(end)
+}
+
+/// A session for a person in the guest of a pair that stands, with its drives; the status that it ended with.
+///
+/// # Errors
+/// All that ends a wait.
+pub fn session(pair: &mut dyn Standing, job: &Job) -> Result<End, Failure> {
+    standing::mount(pair, &job.pair.store, &job.pair.exchange)?;
+    let end = pair.session()?;
+    standing::unmount(pair)?;
     Ok(end)
 }
 

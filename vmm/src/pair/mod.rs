@@ -68,6 +68,16 @@ pub struct PairRun {
     pub wire: wire::Kind,
 }
 
+/// What of a pair at rest is in neither memory: the numbers of the programs that run in its controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Resting {
+    /// Samba's server.
+    server: u32,
+    /// Sessions in which a shell of the guest waits for a line.
+    waiting: Vec<u32>,
+}
+
 /// How long things may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -85,7 +95,7 @@ pub struct Pair {
     /// Has the guest, so that each wait hears of it.
     agent: Agent,
     desk: Controller,
-    server: u32,
+    resting: Resting,
     limits: Limits,
     accelerator: crate::spec::Accelerator,
     kernel: String,
@@ -125,7 +135,7 @@ impl Pair {
             controller,
             agent: Agent::beside(guest),
             desk,
-            server: 0,
+            resting: Resting::default(),
             limits,
             accelerator: spec.accelerator,
             kernel: String::new(),
@@ -135,21 +145,24 @@ impl Pair {
         (pair.kernel, _) = pair.agent.ready(&mut pair.controller, &ready)?;
         pair.write_files()?;
         let server = pair.desk.server();
-        pair.server = pair.agent.serve(&mut pair.controller, SERVER, server)?;
+        pair.resting.server = pair.agent.serve(&mut pair.controller, SERVER, server)?;
         pair.await_guest()?;
         pair.await_server()?;
         standing::log_in(&mut pair)?;
         Ok(pair)
     }
 
-    /// The pair of two machines that were saved together as [`Pair::boot`] leaves them, and revived on one wire. `server` is what
-    /// [`Pair::server`] said then.
+    /// The pair of two machines that were saved together as [`Pair::rest`] leaves them, and revived on one wire. `resting` is what
+    /// that said then.
+    ///
+    /// # Errors
+    /// No chance for a password.
     pub fn join(
         spec: &PairSpec,
         keys: &Keys,
         controller: Machine,
         guest: Machine,
-        server: u32,
+        resting: Resting,
         limits: Limits,
     ) -> Result<Self, Failure> {
         let desk = Controller {
@@ -160,21 +173,16 @@ impl Pair {
             known_hosts: keys.known_hosts.clone(),
         };
         let mut agent = Agent::beside(guest);
-        agent.expect_server(server, SERVER);
+        agent.expect_server(resting.server, SERVER);
         // Whatever was asked for before bears a lower number.
         agent.skip_numbers(1 << 20);
         let accelerator = spec.accelerator;
-        Ok(Self { controller, agent, desk, server, limits, accelerator, kernel: String::new(), switch: None })
+        Ok(Self { controller, agent, desk, resting, limits, accelerator, kernel: String::new(), switch: None })
     }
 
     /// Keeps the switch between the two for as long as both.
     pub fn hold(&mut self, switch: Option<wire::Switch>) {
         self.switch = switch;
-    }
-
-    /// The number of Samba's server, for [`Pair::join`].
-    pub fn server(&self) -> u32 {
-        self.server
     }
 
     /// The release of the controller's kernel, as far as it was told.
@@ -221,8 +229,16 @@ impl Pair {
         wait: &Wait,
         output: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<End, Failure> {
-        let request = self.desk.in_guest(line);
-        let ended = self.agent.run(&mut self.controller, request, wait, &mut |_, bytes| output(bytes));
+        let number = match self.resting.waiting.pop() {
+            // A shell that was started before the pair was saved: there is no ssh to be started, and no shell.
+            Some(waiting) if !line.contains('\n') => {
+                let bytes = format!("{line}\n").into_bytes();
+                self.ask(What::Input { run: waiting, bytes }, "the guest's shell to be told a line")?;
+                waiting
+            }
+            _ => self.agent.ask(&mut self.controller, What::Run(self.desk.in_guest(line)))?,
+        };
+        let ended = self.agent.follow(&mut self.controller, number, wait, &mut |_, bytes| output(bytes));
         ended.map_err(|failure| match failure.class {
             FailureClass::Deadline => self.of_guest(failure),
             _ => failure,
@@ -246,13 +262,14 @@ impl Pair {
         asked.map(drop).map_err(|failure| of_class(failure, FailureClass::NoShare))
     }
 
+    fn ask_all(&mut self, all: Vec<What>, waited_for: &str) -> Result<(), Failure> {
+        let asked = self.agent.request_all(&mut self.controller, all, &Wait::new(waited_for, PATIENCE));
+        asked.map_err(|failure| of_class(failure, FailureClass::NoShare))
+    }
+
     fn write_files(&mut self) -> Result<(), Failure> {
         let files = self.desk.files().map_err(|error| samba(&error))?;
-        for file in files {
-            let wait = Wait::new("the controller's files", PATIENCE);
-            self.agent.request(&mut self.controller, file, &wait)?;
-        }
-        Ok(())
+        self.agent.request_all(&mut self.controller, files, &Wait::new("the controller's files", PATIENCE))
     }
 
     fn await_guest(&mut self) -> Result<(), Failure> {
@@ -307,22 +324,18 @@ impl Standing for Pair {
     fn open_shares(&mut self) -> Result<(), Failure> {
         // Nobody who knew an older password gets in from here on.
         self.desk.account = account()?;
-        self.write_files()?;
+        let mut all = self.desk.accounts().map_err(|error| samba(&error))?;
         for (tag, share) in [(shares::STORE_TAG, shares::STORE_SHARE), (shares::EXCHANGE, shares::EXCHANGE)] {
             // What is written must be written, or fail where somebody hears of it.
             let target = Controller::directory_of(share);
-            let mount = shares::nine_p(tag, target, false, Cache::None);
-            self.ask(What::Mount(mount), &format!("the directory {tag} in the controller"))?;
+            all.push(What::Mount(shares::nine_p(tag, target, false, Cache::None)));
         }
-        Ok(())
+        self.ask_all(all, "the directories in the controller")
     }
 
     fn close_shares(&mut self) -> Result<(), Failure> {
-        for share in [shares::STORE_SHARE, shares::EXCHANGE] {
-            let target = Controller::directory_of(share);
-            self.ask(What::Unmount(target), &format!("the directory of {share} to be given back"))?;
-        }
-        Ok(())
+        let all = [shares::STORE_SHARE, shares::EXCHANGE].map(Controller::directory_of).map(What::Unmount);
+        self.ask_all(all.into(), "the directories to be given back")
     }
 
     fn run(
@@ -332,6 +345,14 @@ impl Standing for Pair {
         output: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,
     ) -> Result<End, Failure> {
         Pair::run(self, line, wait, output)
+    }
+
+    fn set_clock(&mut self, seconds: u64) -> Result<(), Failure> {
+        self.set_clocks(seconds)
+    }
+
+    fn session(&mut self) -> Result<End, Failure> {
+        self.session_at_console()
     }
 
     fn guest_failed(&mut self, class: FailureClass, what: &str) -> Failure {

@@ -1,41 +1,49 @@
-//! What people want of a pair that stands: its clock, its guest at rest, a session of their own.
+//! What is wanted of a pair besides builds: the guest at rest, both clocks, a session for a person.
 
-use std::path::Path;
 use std::time::Duration;
 
-use super::{Pair, standing};
+use super::{PATIENCE, Pair, Resting, standing};
 use crate::failure::Failure;
 use crate::linux::End;
+use crate::profile::Language;
 use crate::readiness::Wait;
 use crate::report::{RunRequest, Streams, What};
 
+/// How many sessions a pair is saved with: a build mounts, runs, and unmounts.
+const WAITING: usize = 3;
+/// What a shell of the guest does in such a session: it says that it is there, and does the line that it is told, which may
+/// not read on from where that came.
+const WAITS: &str = "echo ready; IFS= read -r line; eval \"$line\" </dev/null";
+
 impl Pair {
-    /// Has the guest write back what it still has in memory, and both answer: nothing is half done then, or half said.
+    /// Has the guest write back what it still has in memory, and both answer: nothing is half done then, or half said. In a guest
+    /// with a shell that can, sessions are left in which that waits: starting one takes longer than most lines do.
     ///
     /// # Errors
     /// All that ends a wait.
-    pub fn rest(&mut self) -> Result<(), Failure> {
+    pub fn rest(&mut self) -> Result<Resting, Failure> {
         standing::must(self, "sync", "writing back the guest's disk")?;
-        self.ask(What::Ping, "a sign of life")
+        if self.desk.profile.shell.kind == Language::Sh {
+            for _ in 0..WAITING {
+                let request = RunRequest { streams: Streams::Fed, ..self.desk.in_guest(WAITS) };
+                let number = self.agent.ask(&mut self.controller, What::Run(request))?;
+                let wait = Wait::new("a shell in the guest", PATIENCE);
+                self.agent.first_words(&mut self.controller, number, &wait)?;
+                self.resting.waiting.push(number);
+            }
+        }
+        self.ask(What::Ping, "a sign of life")?;
+        Ok(self.resting.clone())
     }
 
-    /// Sets the clock of both, to seconds since 1970. Without it they go on where they were saved.
-    ///
-    /// # Errors
-    /// All that ends a wait.
-    pub fn set_clock(&mut self, seconds: u64) -> Result<(), Failure> {
+    pub(super) fn set_clocks(&mut self, seconds: u64) -> Result<(), Failure> {
         let nanoseconds = seconds.saturating_mul(1_000_000_000);
         self.ask(What::SetClock { nanoseconds }, "the controller's clock")?;
         let line = self.desk.profile.set_clock(seconds);
         standing::must(self, &line, "setting the guest's clock")
     }
 
-    /// A session in the guest for a person at the controller's console, with the shares mounted; the status that it ended with.
-    ///
-    /// # Errors
-    /// All that ends a wait.
-    pub fn session(&mut self, store: &Path, exchange: &Path) -> Result<End, Failure> {
-        self.mount(store, exchange)?;
+    pub(super) fn session_at_console(&mut self) -> Result<End, Failure> {
         let mut request = self.desk.in_guest("");
         if let Ok(command) = &mut request.command {
             // A terminal of the guest's, even though ours is none that ssh would know; and no line, but a login.
@@ -45,8 +53,6 @@ impl Pair {
         }
         let request = RunRequest { streams: Streams::Console, ..request };
         let wait = Wait::new("the end of the session", Duration::MAX);
-        let end = self.agent.run(&mut self.controller, request, &wait, &mut |_, _| Ok(()))?;
-        self.unmount()?;
-        Ok(end)
+        self.agent.run(&mut self.controller, request, &wait, &mut |_, _| Ok(()))
     }
 }

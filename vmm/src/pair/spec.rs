@@ -14,7 +14,8 @@ use crate::profile::Profile;
 use crate::report::{PORT_NAME, RunRequest, Streams, What};
 use crate::shares;
 use crate::spec::{
-    Accelerator, Boot, Card, Clock, Drive, DriveBus, DriveFormat, KERNEL_COMMAND_LINE, MachineSpec, Share, ShareKind,
+    Accelerator, Boot, Card, Clock, Drive, DriveBus, DriveFormat, KERNEL_COMMAND_LINE, MachineSpec, ServerNetwork,
+    Share, ShareKind,
 };
 
 /// The wire's name in both machines.
@@ -23,6 +24,9 @@ pub const WIRE: &str = "wire";
 pub const GUEST: &str = "guest";
 /// What the controller is called in messages.
 pub const CONTROLLER: &str = "controller";
+/// The port of the loopback device by which the SSH server of a guest without a controller is reached. The room's network has
+/// nobody else in it.
+pub(super) const REACHED_BY: u16 = 2222;
 /// The controller's memory in MiB: Samba and ssh want less than 200, its root is a disk.
 pub const CONTROLLER_MEMORY: u64 = 256;
 
@@ -97,6 +101,22 @@ impl PairSpec {
         if spec.accelerator == Accelerator::Tcg && self.profile.command.launcher.is_some() {
             spec.cpu.push_str(WITHOUT_SMAP);
         }
+        spec
+    }
+
+    /// The guest as a machine without a controller beside it. `connect` is what QEMU starts for each connection to the server.
+    pub fn lone_machine(&self, connect: Vec<String>) -> MachineSpec {
+        let mut spec = self.guest_machine();
+        spec.cards.clear();
+        spec.network = Some(ServerNetwork {
+            card: GUEST_MAC.to_owned(),
+            guest: self.profile.reach.address,
+            server: ADDRESS,
+            server_port: controller::SMB_PORT,
+            connect,
+            guest_port: self.profile.reach.port,
+            reached_by: REACHED_BY,
+        });
         spec
     }
 

@@ -55,6 +55,18 @@ pub trait Standing {
     fn run(&mut self, line: &str, wait: &Wait, output: &mut dyn FnMut(&[u8]) -> io::Result<()>)
     -> Result<End, Failure>;
 
+    /// Sets the clocks, to seconds since 1970. Without it those of a revived guest go on where they were saved.
+    ///
+    /// # Errors
+    /// All that ends a wait.
+    fn set_clock(&mut self, seconds: u64) -> Result<(), Failure>;
+
+    /// A session in the guest for a person: of a pair at its controller's console, of a lone guest at our own terminal.
+    ///
+    /// # Errors
+    /// All that ends a wait.
+    fn session(&mut self) -> Result<End, Failure>;
+
     /// A failure that is the guest's, with what was seen of it.
     fn guest_failed(&mut self, class: FailureClass, what: &str) -> Failure;
 }
@@ -63,13 +75,10 @@ pub trait Standing {
 pub(super) fn log_in(standing: &mut dyn Standing) -> Result<(), Failure> {
     let limit = standing.profile().login_limit();
     let said = say(standing, "exit 0", &Wait::new("the first login", limit + GRACE))?;
-    let class = match said.end {
-        End::Status(0) => return prepare(standing),
-        _ if said.words.contains("Host key verification failed") || said.words.contains("HOST IDENTIFICATION") => {
-            FailureClass::WrongKey
-        }
-        _ => FailureClass::NoLogin,
-    };
+    if said.end == End::Status(0) {
+        return prepare(standing);
+    }
+    let class = of_login(&said.words).unwrap_or(FailureClass::NoLogin);
     let what = format!("logging into the guest failed ({}): {}", in_words(&said.end), last_line(&said.words));
     Err(standing.guest_failed(class, &what))
 }
@@ -83,6 +92,14 @@ fn prepare(standing: &mut dyn Standing) -> Result<(), Failure> {
     }
     let what = format!("{line} failed in the guest ({}): {}", in_words(&said.end), last_line(&said.words));
     Err(standing.guest_failed(FailureClass::GuestRefused, &what))
+}
+
+/// What kept ssh from a login, by its words.
+fn of_login(words: &str) -> Option<FailureClass> {
+    if words.contains("Host key verification failed") || words.contains("HOST IDENTIFICATION") {
+        return Some(FailureClass::WrongKey);
+    }
+    words.contains("Permission denied (").then_some(FailureClass::NoLogin)
 }
 
 /// Gives the guest its drives, and tries each. `store` and `exchange` are the directories behind two of them, as this process
@@ -175,7 +192,11 @@ fn must_all(standing: &mut dyn Standing, lines: &[(String, String)]) -> Result<(
 }
 
 fn failed(standing: &mut dyn Standing, doing: &str, said: &Said) -> Failure {
-    let class = if said.end == End::Status(SSH_FAILED) { FailureClass::SessionLost } else { FailureClass::NoShare };
+    // A guest that was revived may be logged into by the first line that it is told.
+    let class = match said.end {
+        End::Status(SSH_FAILED) => of_login(&said.words).unwrap_or(FailureClass::SessionLost),
+        _ => FailureClass::NoShare,
+    };
     // The line itself has a password in it.
     let words = said.words.replace(standing.account().password(), "…");
     let what = format!("{doing} failed ({}): {}", in_words(&said.end), last_line(&words));
@@ -237,6 +258,12 @@ mod tests {
             output(words.as_bytes()).unwrap();
             Ok(End::Status(status))
         }
+        fn set_clock(&mut self, _: u64) -> Result<(), Failure> {
+            Ok(())
+        }
+        fn session(&mut self) -> Result<End, Failure> {
+            Ok(End::Status(0))
+        }
         fn guest_failed(&mut self, class: FailureClass, what: &str) -> Failure {
             Failure::new(class, what)
         }
@@ -285,6 +312,14 @@ mod tests {
         let mut guest = scripted(&[(255, "Timeout, server 192.168.0.1 not responding.")]);
         let failure = mount(&mut guest, Path::new("/none"), place.path()).unwrap_err();
         assert_eq!(failure.class, FailureClass::SessionLost);
+        // A guest that was revived is logged into by it.
+        for (words, class) in [
+            ("Host key verification failed.", FailureClass::WrongKey),
+            ("root@127.0.0.1: Permission denied (publickey).", FailureClass::NoLogin),
+        ] {
+            let failure = mount(&mut scripted(&[(255, words)]), Path::new("/none"), place.path()).unwrap_err();
+            assert_eq!(failure.class, class);
+        }
     }
 
     #[test]

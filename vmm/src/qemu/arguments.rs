@@ -245,6 +245,9 @@ pub fn devices(spec: &MachineSpec) -> Vec<String> {
     spec.name.clear();
     spec.drives.iter_mut().for_each(|drive| drive.image = "image".into());
     spec.shares.iter_mut().for_each(|share| share.path = "share".into());
+    if let Some(network) = &mut spec.network {
+        network.connect = vec!["connect".into()];
+    }
     // What it was started from is in its memory by now; QEMU still wants the files, for what a restarted machine would read.
     spec.boot = Boot::Drives;
     arguments(&spec, &wiring, &MemoryBacking::Anonymous, false)

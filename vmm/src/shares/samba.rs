@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 
 use md4::{Digest, Md4};
 
+/// The file of the accounts, in the folder.
+pub const ACCOUNTS: &str = "private/smbpasswd";
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum SambaError {
@@ -144,7 +147,7 @@ impl Samba {
              map to guest = never\n\
              valid users = {name}\n\
              force user = {name}\n\
-             passdb backend = smbpasswd:{folder}/private/smbpasswd\n\
+             passdb backend = smbpasswd:{folder}/{ACCOUNTS}\n\
              load printers = no\n\
              printcap name = /dev/null\n\
              disable spoolss = yes\n\
@@ -196,7 +199,7 @@ impl Samba {
         let passwords = format!("{name}:0:{}:{hash}:[U          ]:LCT-00000001:\n", "X".repeat(32));
         Ok(vec![
             File { path: self.configuration(), mode: 0o600, content: text.into_bytes() },
-            File { path: self.folder.join("private/smbpasswd"), mode: 0o600, content: passwords.into_bytes() },
+            File { path: self.folder.join(ACCOUNTS), mode: 0o600, content: passwords.into_bytes() },
         ])
     }
 }

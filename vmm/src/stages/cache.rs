@@ -21,9 +21,10 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::key::TOPOLOGY;
 use super::{Fields, Stage};
 use crate::failure::{Failure, FailureClass};
-use crate::memory::{Remembered, digest};
+use crate::memory::{Identity, Remembered, digest};
 
 /// A stage's own record.
 pub const RECORD: &str = "record.json";
@@ -65,10 +66,22 @@ pub struct Record {
     pub made: u64,
 }
 
+/// A record as it is stored, with a digest of itself.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+pub(super) struct Stored {
     record: Record,
     digest: String,
+}
+
+impl Stored {
+    pub(super) fn of(record: Record) -> Self {
+        Self { digest: own_digest(&record), record }
+    }
+
+    /// The record, if it is what was written.
+    pub(super) fn checked(self) -> Option<Record> {
+        (self.digest == own_digest(&self.record) && self.record.format == FORMAT).then_some(self.record)
+    }
 }
 
 /// A stage that is whole.
@@ -101,10 +114,6 @@ fn failed(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
 
 pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn digest_of(path: &Path) -> Result<String, Failure> {
-    File::open(path).and_then(|file| digest(&file)).map_err(failed("reading", path))
 }
 
 impl Cache {
@@ -183,6 +192,14 @@ impl Cache {
         }
     }
 
+    /// The stage of this name.
+    ///
+    /// # Errors
+    /// [`FailureClass::CorruptState`] when it is not there, or not what was written.
+    pub fn entry(&self, name: &str) -> Result<Entry, Failure> {
+        Entry::read(&self.root.join(name))
+    }
+
     /// All that are whole, the newest first, and what is there instead of others.
     ///
     /// # Errors
@@ -210,7 +227,12 @@ impl Cache {
     pub fn nearest(&self, stage: Stage, profile: &str, key: &Fields) -> Result<Option<Entry>, Failure> {
         let entries = self.list()?.into_iter().flatten();
         let alike = entries.filter(|entry| entry.record.stage == stage && entry.record.profile == profile);
-        Ok(alike.min_by_key(|entry| entry.record.key.differences(key).len()))
+        // One of the same machines, if there is any.
+        let distance = |entry: &Entry| {
+            let is_other = entry.record.key.get(TOPOLOGY) != key.get(TOPOLOGY);
+            (is_other, entry.record.key.differences(key).len())
+        };
+        Ok(alike.min_by_key(distance))
     }
 
     /// Begins to make a stage. Whoever else makes it is waited for; then it is there, and nothing is to be made.
@@ -340,10 +362,17 @@ impl Entry {
             .and_then(|file| file.take(MAX_RECORD).read_to_end(&mut text))
             .map_err(|error| corrupt(error.to_string()))?;
         let stored: Stored = serde_json::from_slice(&text).map_err(|error| corrupt(error.to_string()))?;
-        if stored.digest != own_digest(&stored.record) || stored.record.format != FORMAT {
-            return Err(corrupt("it is not what was written".to_owned()));
-        }
-        Ok(Self { directory: directory.to_owned(), record: stored.record })
+        let record = stored.checked().ok_or_else(|| corrupt("it is not what was written".to_owned()))?;
+        Ok(Self { directory: directory.to_owned(), record })
+    }
+
+    /// Whether both are of the same guest and the same machines: the newer one replaces the older.
+    pub fn is_for_the_same(&self, other: &Self) -> bool {
+        let of = |entry: &Self| {
+            let record = &entry.record;
+            (record.stage, record.profile.clone(), record.key.get(TOPOLOGY).map(str::to_owned))
+        };
+        of(self) == of(other)
     }
 
     /// Its name in the cache.
@@ -365,13 +394,28 @@ impl Entry {
         Failure::new(FailureClass::CorruptState, format!("{}: {why}", self.directory.display()))
     }
 
-    /// That its files are what was written. Those that nobody touched since they were looked at are not read again.
+    /// That its files are what was written. Those that nobody touched since they were looked at are not read again. What is
+    /// known of them by now.
     ///
     /// # Errors
     /// [`FailureClass::CorruptState`].
-    pub fn verify(&self) -> Result<(), Failure> {
+    pub fn verify(&self) -> Result<Remembered, Failure> {
         let checked = self.directory.join(CHECKED);
         let mut remembered = Remembered::read(&checked);
+        self.check(&mut remembered)?;
+        remembered.write(&checked);
+        Ok(remembered)
+    }
+
+    /// The same, reading all of it whatever is remembered.
+    ///
+    /// # Errors
+    /// [`FailureClass::CorruptState`].
+    pub fn verify_again(&self) -> Result<(), Failure> {
+        self.check(&mut Remembered::default())
+    }
+
+    fn check(&self, remembered: &mut Remembered) -> Result<(), Failure> {
         for (name, expected) in &self.record.files {
             let path = self.directory.join(name);
             let found = remembered.digest(&path).map_err(|failure| self.corrupt(&failure.what))?;
@@ -379,7 +423,6 @@ impl Entry {
                 return Err(self.corrupt(&format!("the digest of {name} is not the one that was written with it")));
             }
         }
-        remembered.write(&checked);
         Ok(())
     }
 }
@@ -399,14 +442,47 @@ impl Making {
     /// # Errors
     /// What the file system says, and files that are no files or not there.
     pub fn finish(self, mut record: Record, files: &[&str]) -> Result<Entry, Failure> {
-        take_over(&self.directory, Path::new(""), files)?;
-        for name in files {
-            record.files.insert((*name).to_owned(), digest_of(&self.directory.join(name))?);
-        }
+        let known = self.take_over(files)?;
+        record.files = known.1;
         record.format = FORMAT;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        record.made = now.as_secs();
-        let stored = Stored { digest: own_digest(&record), record };
+        record.made = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.place(record, &known.0)
+    }
+
+    /// It is whole, and is what somebody else's record says.
+    ///
+    /// # Errors
+    /// As [`Making::finish`], and files of other digests.
+    pub(super) fn adopt(self, record: Record) -> Result<Entry, Failure> {
+        let names: Vec<&str> = record.files.keys().map(String::as_str).collect();
+        let (known, found) = self.take_over(&names)?;
+        if found != record.files {
+            let what = format!("{}: its files have other digests than its record", self.directory.display());
+            return Err(Failure::new(FailureClass::CorruptState, what));
+        }
+        self.place(record, &known)
+    }
+
+    /// Makes these files ours; their digests, and the same as it will be remembered of them in their place.
+    fn take_over(&self, files: &[&str]) -> Result<(Remembered, BTreeMap<String, String>), Failure> {
+        take_over(&self.directory, Path::new(""), files)?;
+        let (mut known, mut digests) = (Remembered::default(), BTreeMap::new());
+        for name in files {
+            let path = self.directory.join(name);
+            let look = || -> io::Result<(Identity, String)> {
+                let file = File::open(&path)?;
+                Ok((Identity::of(&file)?, digest(&file)?))
+            };
+            let (identity, digest) = look().map_err(failed("reading", &path))?;
+            known.remember(self.place.join(name).to_string_lossy().into_owned(), identity, digest.clone());
+            digests.insert((*name).to_owned(), digest);
+        }
+        Ok((known, digests))
+    }
+
+    /// Gives it its name.
+    fn place(self, record: Record, known: &Remembered) -> Result<Entry, Failure> {
+        let stored = Stored::of(record);
         let path = self.directory.join(RECORD);
         let write = || -> io::Result<()> {
             let file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path)?;
@@ -414,6 +490,7 @@ impl Making {
             file.sync_all()
         };
         write().map_err(failed("writing", &path))?;
+        known.write(&self.directory.join(CHECKED));
         // QEMU's rooms run under other users.
         fs::set_permissions(&self.directory, fs::Permissions::from_mode(0o755))
             .map_err(failed("changing the mode of", &self.directory))?;

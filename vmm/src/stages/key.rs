@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -21,6 +20,9 @@ const FIRMWARE: [&str; 5] = ["bios-256k.bin", "pvh.bin", "kvmvapic.bin", "linuxb
 
 /// The field with everything on a machine's board.
 const DEVICES: &str = "devices";
+
+/// The field with which machines there are.
+pub(super) const TOPOLOGY: &str = "topology";
 
 /// QEMU's options that have fields of their own, or are the same for all machines.
 const OWN_FIELDS: [&str; 7] = ["-name", "-machine", "-accel", "-cpu", "-smp", "-m", "-object"];
@@ -111,6 +113,10 @@ impl Fields {
         for difference in differences.iter_mut().filter(|difference| difference.field.ends_with(DEVICES)) {
             difference.keep_what_differs();
         }
+        // Other machines altogether: everything else follows from that.
+        if let Some(topology) = differences.iter().position(|difference| difference.field == TOPOLOGY) {
+            return vec![differences.swap_remove(topology)];
+        }
         // What a person can do something about comes first.
         differences.sort_by_key(|difference| difference.field.ends_with(DEVICES));
         differences
@@ -158,7 +164,7 @@ impl Fields {
     /// Which QEMU, and what it brings along.
     pub(super) fn qemu(&mut self, installed: &Installed, remembered: &mut Remembered) -> Result<(), Failure> {
         self.set("qemu", format!("{} {}", installed.version, remembered.digest(&installed.program)?));
-        for folder in data_folders(&installed.program) {
+        for folder in installed.data_folders() {
             for name in FIRMWARE {
                 let path = folder.join(name);
                 let field = format!("firmware {name}");
@@ -187,13 +193,6 @@ impl Fields {
         };
         self.set("shares", profile.drives.iter().map(row).collect::<Vec<_>>().join(", "));
     }
-}
-
-/// Where this QEMU has its firmware, as it says itself.
-fn data_folders(program: &Path) -> Vec<PathBuf> {
-    let told = Command::new(program).args(["-L", "help"]).stdin(Stdio::null()).output();
-    let text = told.map(|told| String::from_utf8_lossy(&told.stdout).into_owned()).unwrap_or_default();
-    text.lines().map(PathBuf::from).filter(|path| path.is_dir()).collect()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! room that it finds itself in, and writes into a directory that its caller made and finishes.
 
 mod cache;
+mod carried;
 mod install;
 mod key;
 mod suspend;
@@ -18,7 +19,9 @@ mod suspend;
 pub use cache::{Cache, Entry, InUse, Making, RECORD, Record};
 pub use install::{InstallSpec, install};
 pub use key::{Difference, Fields};
-pub use suspend::{SUSPENDED_FILES, guest_start, overlay, prepare, ready, revive, suspend, suspend_key};
+pub use suspend::{
+    Parts, guest_start, overlay, prepare, ready, revive, suspend, suspend_key, suspended_files, suspended_memories,
+};
 
 use serde::{Deserialize, Serialize};
 

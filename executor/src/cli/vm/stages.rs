@@ -33,6 +33,10 @@ pub(super) struct GuestOptions {
     #[arg(long, value_name = "SIZE", help_heading = "Machine")]
     memory: Option<Size>,
 
+    /// Processors of the guest
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Machine")]
+    cores: u32,
+
     /// Give a share another letter, as Y:=xchg
     #[arg(long, value_name = "LETTER=SHARE", help_heading = "Machine")]
     drive: Vec<String>,
@@ -110,6 +114,64 @@ pub(super) struct PruneOptions {
     names: Vec<String>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct ExportOptions {
+    #[command(flatten)]
+    config: ConfigOptions,
+
+    /// The stage, by its name or the beginning of it
+    #[arg(value_name = "NAME")]
+    name: String,
+
+    /// The file; it is made anew
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImportOptions {
+    #[command(flatten)]
+    config: ConfigOptions,
+
+    /// A file of `vm export`
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+}
+
+pub(super) fn export(options: &ExportOptions) -> Result<i32, Refused> {
+    let cache = Cache::open(&stages::cache_root(&settings(&options.config)?)).map_err(not_started)?;
+    let name = one_of(&names(&cache)?, &options.name)?;
+    let entry = cache.entry(&name).map_err(failed)?;
+    let _in_use = cache.uses(&entry).map_err(failed)?;
+    cache.export(&entry, &options.file).map_err(failed)?;
+    println!("{name}");
+    Ok(0)
+}
+
+pub(super) fn import(options: &ImportOptions) -> Result<i32, Refused> {
+    let cache = Cache::open(&stages::cache_root(&settings(&options.config)?)).map_err(not_started)?;
+    println!("{}", cache.import(&options.file).map_err(failed)?.directory.display());
+    Ok(0)
+}
+
+/// The names of all stages that are there, whatever is in them.
+fn names(cache: &Cache) -> Result<Vec<String>, Refused> {
+    let entries = std::fs::read_dir(cache.root()).map_err(not_started)?.flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_stage = |name: &String| Stage::ALL.iter().any(|stage| name.starts_with(&format!("{}-", stage.name())));
+    Ok(names.filter(is_stage).collect())
+}
+
+/// The one that begins like this.
+fn one_of(names: &[String], wanted: &str) -> Result<String, Refused> {
+    let mut found = names.iter().filter(|name| name.starts_with(wanted));
+    match (found.next(), found.next()) {
+        (Some(name), None) => Ok(name.clone()),
+        (None, _) => Err(not_started(format_args!("there is no stage {wanted}"))),
+        _ => Err(not_started(format_args!("several stages begin with {wanted}"))),
+    }
+}
+
 fn settings(config: &ConfigOptions) -> Result<Settings, Refused> {
     Ok(config.load().map_err(not_started)?.settings())
 }
@@ -117,7 +179,7 @@ fn settings(config: &ConfigOptions) -> Result<Settings, Refused> {
 impl GuestOptions {
     fn stages(&self) -> Result<Stages, Refused> {
         let memory = self.memory.as_ref().map(|size| size.bytes(0) >> 20);
-        let stages = Stages::open(&settings(&self.config)?, &self.guest, memory).map_err(not_started)?;
+        let stages = Stages::open(&settings(&self.config)?, &self.guest, memory, self.cores).map_err(not_started)?;
         if self.drive.is_empty() {
             return Ok(stages);
         }
@@ -282,10 +344,9 @@ pub(super) fn prune(options: &PruneOptions) -> Result<i32, Refused> {
         if !options.all {
             for stage in [Stage::Suspend, Stage::Install] {
                 for entry in whole.iter().filter(|entry| entry.record.stage == stage) {
-                    let is_newest = !whole.iter().any(|other| {
-                        (other.record.stage, &other.record.profile) == (stage, &entry.record.profile)
-                            && other.record.made > entry.record.made
-                    });
+                    let is_newest = !whole
+                        .iter()
+                        .any(|other| other.is_for_the_same(entry) && other.record.made > entry.record.made);
                     if is_newest {
                         needed.push(entry.name());
                         needed.extend(entry.record.stands_on.clone());
@@ -299,19 +360,9 @@ pub(super) fn prune(options: &PruneOptions) -> Result<i32, Refused> {
             complain(format_args!("left alone, name it to remove it: {failure}"));
         }
     } else {
-        let names: Vec<String> = std::fs::read_dir(cache.root())
-            .map_err(not_started)?
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .filter(|name| Stage::ALL.iter().any(|stage| name.starts_with(&format!("{}-", stage.name()))))
-            .collect();
+        let names = names(&cache)?;
         for wanted in &options.names {
-            let mut found = names.iter().filter(|name| name.starts_with(wanted.as_str()));
-            match (found.next(), found.next()) {
-                (Some(name), None) => condemned.push(name.clone()),
-                (None, _) => return Err(not_started(format_args!("there is no stage {wanted}"))),
-                _ => return Err(not_started(format_args!("several stages begin with {wanted}"))),
-            }
+            condemned.push(one_of(&names, wanted)?);
         }
         // What stands on them goes too.
         let stands = |entry: &&&Entry| entry.record.stands_on.as_ref().is_some_and(|below| condemned.contains(below));
@@ -357,34 +408,33 @@ impl Shown {
         if !self.is_terminal {
             return;
         }
-        let last = self.last.map(|last| format!(" of {:.0} s", last.as_secs_f32())).unwrap_or_default();
-        let text = format!(
-            "{}: {} · {:.0} s{last} · {}",
-            self.stage,
-            self.step,
-            self.begun.elapsed().as_secs_f32(),
-            self.line
-        );
-        let text: String = text.chars().take(110).collect();
+        let last = self.last.map(|last| format!(" of about {:.0} s", last.as_secs_f32())).unwrap_or_default();
+        let elapsed = self.begun.elapsed().as_secs_f32();
+        let mut text = format!("{}: {} · {elapsed:.0} s{last}", self.stage, self.step);
+        if !self.line.is_empty() {
+            text = format!("{text} · {}", self.line);
+        }
+        // A line that is longer than the terminal would stay there when the next one comes.
+        let size = rustix::termios::tcgetwinsize(std::io::stderr());
+        let width = size.map_or(0, |size| usize::from(size.ws_col)).clamp(40, 200);
+        let text: String = text.chars().take(width - 1).collect();
         eprint!("\r\x1b[K{text}");
+    }
+
+    /// A line that stays, above the one that changes.
+    fn tell(&self, line: std::fmt::Arguments<'_>) {
+        if self.is_terminal {
+            eprint!("\r\x1b[K");
+        }
+        complain(line);
     }
 }
 
 impl Listener for Shown {
     fn begins(&mut self, stage: Stage, why: Why<'_>, last: Option<std::time::Duration>) {
         (self.stage, self.begun, self.last) = (stage.name(), Instant::now(), last);
-        let why = match why {
-            Why::None => "is made".to_owned(),
-            Why::Again => "is made again".to_owned(),
-            Why::Differs(differences) => {
-                let fields: Vec<String> = differences.iter().take(3).map(ToString::to_string).collect();
-                let more = differences.len().saturating_sub(3);
-                let more = if more == 0 { String::new() } else { format!("; and {more} more") };
-                format!("is made anew: {}{more}", fields.join("; "))
-            }
-        };
-        let last = last.map(|last| format!(" (last time {:.1} s)", last.as_secs_f32())).unwrap_or_default();
-        complain(format_args!("{}: {why}{last}", self.stage));
+        (self.step, self.line) = (String::new(), String::new());
+        self.tell(format_args!("{}: {}", self.stage, why.in_words(last)));
     }
 
     fn step(&mut self, what: &str) {
@@ -400,11 +450,12 @@ impl Listener for Shown {
         self.show();
     }
 
+    fn still(&mut self) {
+        self.show();
+    }
+
     fn done(&mut self, stage: Stage, took: std::time::Duration) {
-        if self.is_terminal {
-            eprint!("\r\x1b[K");
-        }
         let last = self.last.map(|last| format!(", last time {:.1} s", last.as_secs_f32())).unwrap_or_default();
-        complain(format_args!("{}: done in {:.1} s{last}", stage.name(), took.as_secs_f32()));
+        self.tell(format_args!("{}: done in {:.1} s{last}", stage.name(), took.as_secs_f32()));
     }
 }

@@ -11,7 +11,7 @@ use anchorhold_vmm::exchange::Command;
 use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::linux::End;
 use anchorhold_vmm::machine::Run;
-use anchorhold_vmm::pair::job::{self, Job};
+use anchorhold_vmm::pair::job::{self, CONSOLES, Job, SOCKETS, Topology};
 use anchorhold_vmm::pair::{Keys, Limits, PairRun, PairSpec};
 use anchorhold_vmm::qemu::Installed;
 use anchorhold_vmm::stages::{self, InstallSpec, Told};
@@ -25,10 +25,6 @@ use crate::machines::{COMMAND, ORDER, room};
 /// The hidden subcommand that is the payload of a stage's room.
 pub const SUBCOMMAND: &str = "stage";
 
-/// The consoles, in the directory of the result.
-pub const CONSOLES: [&str; 2] = ["guest.log", "controller.log"];
-/// The sockets for visitors, likewise.
-pub const SOCKETS: [&str; 2] = ["guest.sock", "controller.sock"];
 /// The guest's disk, of a pair that was revived.
 const OVERLAY: &str = "/tmp/disk.qcow2";
 /// How often there is a look at what the consoles say, for whoever watches.
@@ -38,8 +34,8 @@ const LOOK: Duration = Duration::from_millis(500);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Order {
-    /// QEMU.
-    pub qemu: PathBuf,
+    /// QEMU, as it was found outside.
+    pub qemu: Installed,
     /// The task.
     pub task: Task,
 }
@@ -57,8 +53,10 @@ pub enum Task {
     },
     /// The second.
     Suspend {
-        /// The pair.
+        /// The machines.
         pair: Box<PairSpec>,
+        /// Which of them there are.
+        topology: Topology,
         /// The file of the key.
         key: PathBuf,
         /// The file of the guest's host key.
@@ -104,6 +102,8 @@ pub enum Words {
     Step(String),
     /// What a machine said.
     Line(String),
+    /// It goes on.
+    Still,
 }
 
 fn say(words: &Words) {
@@ -142,7 +142,7 @@ fn work() -> Result<Report, Failure> {
     let order: Order = serde_json::from_slice(&order).map_err(|error| broken(ORDER, &error))?;
     let command = fs::read(place.join(COMMAND)).map_err(|error| broken(COMMAND, &error))?;
     let command = Command::decode(&command).map_err(|error| broken(COMMAND, &error))?;
-    let installed = Installed::find(Some(&order.qemu), None)?;
+    let installed = order.qemu;
     let done = |status, accelerator: &dyn std::fmt::Display| Report::Ended {
         status,
         qemu: installed.version.to_string(),
@@ -157,11 +157,12 @@ fn work() -> Result<Report, Failure> {
             drop(watching);
             Ok(done(0, &spec.accelerator))
         }
-        Task::Suspend { pair, key, known_hosts, limits, installed_disk, directory } => {
+        Task::Suspend { pair, topology, key, known_hosts, limits, installed_disk, directory } => {
             let keys = keys(&key, &known_hosts)?;
-            let run = PairRun { guest: run(0)?, controller: run(1)?, ..PairRun::default() };
             let watching = Watching::begin();
-            stages::suspend(&installed, &pair, &keys, &installed_disk, &directory, run, limits, &mut tell)?;
+            let run = runs(&topology)?;
+            let parts = stages::Parts { installed: &installed, topology: &topology, keys: &keys, run, limits };
+            stages::suspend(parts, &pair, &installed_disk, &directory, &mut tell)?;
             drop(watching);
             Ok(done(0, &pair.accelerator))
         }
@@ -180,6 +181,12 @@ fn work() -> Result<Report, Failure> {
 fn keys(key: &Path, known_hosts: &Path) -> Result<Keys, Failure> {
     let read = |path: &Path| fs::read(path).map_err(|error| broken(&path.display().to_string(), &error));
     Ok(Keys { key: read(key)?, known_hosts: read(known_hosts)? })
+}
+
+/// All machines of a topology.
+fn runs(topology: &Topology) -> Result<PairRun, Failure> {
+    let controller = if *topology == Topology::Pair { run(1)? } else { Run::default() };
+    Ok(PairRun { guest: run(0)?, controller, ..PairRun::default() })
 }
 
 /// One of two machines: the guest or the only one, or the controller.
@@ -206,16 +213,19 @@ fn revive(
     let keys = keys(&job.key, &job.known_hosts)?;
     let behind = directory.join(stages::DISK);
     let pair = stages::overlay(&job.pair, Path::new(OVERLAY), &behind, base)?;
-    let run = PairRun { guest: run(0)?, controller: run(1)?, ..PairRun::default() };
-    let mut standing = stages::revive(installed, &pair, &keys, directory, run, job.limits)?;
+    let (topology, run) = (&job.topology, runs(&job.topology)?);
+    let parts = stages::Parts { installed, topology, keys: &keys, run, limits: job.limits };
+    let mut standing = stages::revive(parts, &pair, directory)?;
     if let Some(seconds) = clock {
         standing.set_clock(seconds)?;
     }
     if session {
-        Typing::begin(&Path::new(room::RESULT).join(SOCKETS[1]))?;
-        return standing.session(&job.pair.store, &job.pair.exchange);
+        if *topology == Topology::Pair {
+            Typing::begin(&Path::new(room::RESULT).join(SOCKETS[1]))?;
+        }
+        return job::session(&mut *standing, job);
     }
-    job::in_standing(&mut standing, job, command, &mut hand_on)
+    job::in_standing(&mut *standing, job, command, &mut hand_on)
 }
 
 /// Tells the last line of the guest's console from time to time, in a thread of its own.
@@ -237,6 +247,8 @@ impl Watching {
                 {
                     say(&Words::Line(line.clone()));
                     last = line;
+                } else {
+                    say(&Words::Still);
                 }
             }
         });

@@ -4,10 +4,12 @@
 //! the cache. All that a room is shown stands where it stands outside: QEMU remembers paths in disks and states.
 
 pub mod inside;
+pub mod making;
 mod running;
 
-pub use running::{Registered, Registry, Visit};
+pub use running::{Held, Registered, Registry, Visit};
 
+use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -19,10 +21,11 @@ use anchorhold_sandbox::quantity::Size;
 use anchorhold_sandbox::room::{Entry, Limits, Output};
 use anchorhold_sandbox::{Launcher, Plan};
 use anchorhold_vmm::agent::image;
+use anchorhold_vmm::answers::Answers;
+use anchorhold_vmm::controller::{ADDRESS, Controller, root_and_network};
 use anchorhold_vmm::exchange::Command;
 use anchorhold_vmm::failure::{Failure, FailureClass};
-use anchorhold_vmm::initramfs::Initramfs;
-use anchorhold_vmm::kernel::{Feature, Modules};
+use anchorhold_vmm::kernel::{Feature, Kernel, Modules};
 use anchorhold_vmm::linux::PrepareError;
 use anchorhold_vmm::pair::job::{Job, Saved, Topology};
 use anchorhold_vmm::pair::{self, CONTROLLER_MEMORY, Keys, PairSpec, Side};
@@ -31,17 +34,22 @@ use anchorhold_vmm::qemu::Installed;
 use anchorhold_vmm::report::What;
 use anchorhold_vmm::spec::Drive;
 use anchorhold_vmm::stages::{
-    Cache, DISK, Difference, Entry as Kept, Fields, InstallSpec, Making, Record, SUSPENDED_FILES, Stage, guest_start,
-    prepare, ready, suspend_key,
+    Cache, DISK, Difference, Entry as Kept, Fields, InstallSpec, Making, Record, Stage, guest_start, prepare, ready,
+    suspend_key, suspended_files, suspended_memories,
 };
 use anchorhold_vmm::wire::Kind;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use self::inside::{Order, Task, Words};
 use super::supervisor::Report;
-use super::{COMMAND, Ground, Ids, Machines, ORDER, SYSTEM_CACHE, cpu, room};
+use super::{COMMAND, Ids, Machines, ORDER, Prepared, SYSTEM_CACHE, cpu, places, room};
 use crate::build::launcher::host_for;
 use crate::config::settings::Settings;
 
+/// What was found out of files, in the cache.
+const ANSWERS: &str = "answers.json";
 /// The size of an installed stand-in's disk, in bytes. Only what is written takes space.
 const DISK_SIZE: u64 = 2 << 30;
 /// The memory of an installer, in MiB.
@@ -61,6 +69,8 @@ pub trait Listener {
     fn step(&mut self, what: &str);
     /// A machine said something.
     fn line(&mut self, line: &str);
+    /// It goes on, and nothing was said.
+    fn still(&mut self) {}
     /// It is there now.
     fn done(&mut self, stage: Stage, took: Duration);
 }
@@ -74,6 +84,24 @@ pub enum Why<'a> {
     Differs(&'a [Difference]),
     /// It was asked for.
     Again,
+}
+
+impl Why<'_> {
+    /// For people; `last` is how long it took the last time.
+    pub fn in_words(self, last: Option<Duration>) -> String {
+        let why = match self {
+            Self::None => "is made".to_owned(),
+            Self::Again => "is made again".to_owned(),
+            Self::Differs(differences) => {
+                let fields: Vec<String> = differences.iter().take(3).map(ToString::to_string).collect();
+                let more = differences.len().saturating_sub(3);
+                let more = if more == 0 { String::new() } else { format!("; and {more} more") };
+                format!("is made anew: {}{more}", fields.join("; "))
+            }
+        };
+        let last = last.map(|last| format!(" (last time {:.1} s)", last.as_secs_f32())).unwrap_or_default();
+        why + &last
+    }
 }
 
 /// What is done about a stage that is not there.
@@ -98,16 +126,19 @@ pub struct Stages {
     /// The file of its media, among these.
     media: String,
     installed: Installed,
-    users: Option<String>,
+    /// The guest's, in MiB.
     memory: u64,
+    /// The guest's.
+    cores: u32,
+    answers: RefCell<Answers>,
 }
 
-/// A pair in the cache, ready to be revived.
+/// Machines in the cache, ready to be revived.
 #[derive(Debug)]
 pub struct Suspended {
     /// The saved machines.
     pub entry: Kept,
-    /// The disk that they stand on.
+    /// The disk that their guest stands on.
     pub install: Kept,
     spec: PairSpec,
 }
@@ -123,18 +154,27 @@ pub fn cache_root(settings: &Settings) -> PathBuf {
 }
 
 impl Stages {
-    /// Those of the guest `name`, with so much memory, in MiB.
+    /// Those of the guest `name`, with so much memory, in MiB, and so many processors.
     ///
     /// # Errors
     /// What is missing.
-    pub fn open(settings: &Settings, name: &str, memory: Option<u64>) -> Result<Self, Failure> {
+    pub fn open(settings: &Settings, name: &str, memory: Option<u64>, cores: u32) -> Result<Self, Failure> {
         let machines = Machines::of(settings);
         let memory = memory.unwrap_or(machines.memory);
-        Self::of(machines, settings.build_users_group.clone(), name, memory)
+        Self::of(machines, name, (memory, cores))
     }
 
-    fn of(machines: Machines, users: Option<String>, name: &str, memory: u64) -> Result<Self, Failure> {
-        let installed = Installed::find(machines.qemu.as_deref(), std::env::var_os("PATH").as_deref())?;
+    fn of(machines: Machines, name: &str, (memory, cores): (u64, u32)) -> Result<Self, Failure> {
+        let cache = Cache::open(&machines.stages)?;
+        let mut answers = Answers::read(&cache.root().join(ANSWERS));
+        let path = std::env::var_os("PATH");
+        let question = format!("which QEMU is {:?} in {path:?}?", machines.qemu);
+        let installed: Installed = answers.get(&question, || -> Result<_, Failure> {
+            let installed = Installed::find(machines.qemu.as_deref(), path.as_deref())?.with_data();
+            let files = [&installed.program].into_iter().chain(&installed.data_folders()).cloned().collect();
+            Ok((installed, files))
+        })?;
+        installed.know();
         let missing = |what: String| Failure::new(FailureClass::NoImage, what);
         let profile = Profile::built_in(name).map_err(|error| missing(error.to_string()))?;
         if profile.system == System::Windows {
@@ -153,10 +193,11 @@ impl Stages {
             missing(format!("there are no media of the guest {name} ({media}) in {looked}"))
         })?;
         Ok(Self {
-            cache: Cache::open(&machines.stages)?,
+            cache,
+            answers: RefCell::new(answers),
             memory: memory.max(64),
+            cores: cores.clamp(1, 255),
             images: fs::canonicalize(&images).map_err(io("looking for", &images))?,
-            users,
             machines,
             profile,
             installed,
@@ -176,26 +217,54 @@ impl Stages {
         &self.profile
     }
 
-    /// What a machine starts from, by its content.
+    /// What is known of files, or is found out now.
+    fn ask<T: Serialize + DeserializeOwned>(
+        &self,
+        question: &str,
+        find: impl FnOnce() -> Result<(T, Vec<PathBuf>), Failure>,
+    ) -> Result<T, Failure> {
+        let mut answers = self.answers.borrow_mut();
+        let answer = answers.get(question, find)?;
+        answers.write(&self.cache.root().join(ANSWERS));
+        Ok(answer)
+    }
+
+    /// What a machine of so much memory starts from beside the kernel, by its content.
     fn initramfs(&self, kind: &str, features: &[Feature], start: &[What], memory: u64) -> Result<PathBuf, Failure> {
-        let modules = Modules::open(&self.machines.kernel()?.modules).map_err(PrepareError::from)?;
-        let features = [Feature::Virtio, Feature::Port].into_iter().chain(features.iter().copied());
-        let modules = modules.closure(features).map_err(PrepareError::from)?;
-        let tree = image(&self.machines.agent()?, &modules, start).map_err(PrepareError::from)?;
-        self.keep(kind, &tree, memory)
+        let (agent, folder) = (self.machines.agent()?, self.kernel()?.0.modules);
+        let question =
+            format!("what does a {kind} of {memory} MiB start by {agent:?}, {folder:?}, {features:?}, {start:?}?");
+        self.ask(&question, || {
+            let modules = Modules::open(&folder).map_err(PrepareError::from)?;
+            let features = [Feature::Virtio, Feature::Port].into_iter().chain(features.iter().copied());
+            let wanted = modules.closure(features).map_err(PrepareError::from)?;
+            let tree = image(&agent, &wanted, start).map_err(PrepareError::from)?;
+            tree.check_fits(memory << 20).map_err(PrepareError::from)?;
+            let mut bytes = Vec::new();
+            tree.write(&mut bytes).map_err(PrepareError::from)?;
+            let made = self.cache.file(kind, &bytes)?;
+            let mut files = modules.lists();
+            files.extend(wanted.into_iter().map(|module| module.path));
+            files.extend([agent.clone(), made.clone()]);
+            Ok((made, files))
+        })
     }
 
-    fn keep(&self, kind: &str, tree: &Initramfs, memory: u64) -> Result<PathBuf, Failure> {
-        tree.check_fits(memory << 20).map_err(PrepareError::from)?;
-        let mut bytes = Vec::new();
-        tree.write(&mut bytes).map_err(PrepareError::from)?;
-        self.cache.file(kind, &bytes)
-    }
-
-    fn kernel(&self) -> Result<PathBuf, Failure> {
-        let kernel =
-            self.machines.kernel()?.extracted(&self.machines.cache.join("kernels")).map_err(PrepareError::from)?;
-        fs::canonicalize(&kernel).map_err(io("looking for", &kernel))
+    /// The kernel, and its file that QEMU starts.
+    fn kernel(&self) -> Result<(Kernel, PathBuf), Failure> {
+        let places = self.machines.kernel_places();
+        self.ask(&format!("which kernel is in {places:?}?"), || {
+            let kernel = self.machines.kernel()?;
+            let file = kernel.extracted(&self.machines.cache.join("kernels")).map_err(PrepareError::from)?;
+            let file = fs::canonicalize(&file).map_err(io("looking for", &file))?;
+            // A place that is not there may be some day.
+            let mut files = vec![kernel.image.clone(), file.clone(), kernel.modules.clone()];
+            for place in &places {
+                let there = [place.join("boot"), place.clone()].into_iter().find(|path| path.exists());
+                files.push(there.unwrap_or_else(|| place.parent().unwrap_or(Path::new("/")).to_owned()));
+            }
+            Ok(((kernel, file), files))
+        })
     }
 
     fn install_spec(&self) -> Result<InstallSpec, Failure> {
@@ -204,7 +273,7 @@ impl Stages {
             profile: self.profile.clone(),
             accelerator,
             cpu: cpu(accelerator).to_owned(),
-            kernel: self.kernel()?,
+            kernel: self.kernel()?.1,
             initramfs: self.initramfs("installer", &InstallSpec::FEATURES, &InstallSpec::start(), INSTALLER_MEMORY)?,
             memory: INSTALLER_MEMORY,
             cores: 1,
@@ -227,20 +296,19 @@ impl Stages {
     /// The pair, as its key wants it: with the installed disk itself as the guest's.
     fn pair_spec(&self, install: &Kept) -> Result<PairSpec, Failure> {
         let accelerator = self.machines.accelerator()?;
-        let modules = Modules::open(&self.machines.kernel()?.modules).map_err(PrepareError::from)?;
-        let controller = pair::initramfs_of_controller(&modules, &self.machines.agent()?)?;
-        let controller = self.keep("controller", &controller, CONTROLLER_MEMORY)?;
+        let start = root_and_network(ADDRESS);
+        let controller = self.initramfs("controller", &Controller::FEATURES, &start, CONTROLLER_MEMORY)?;
         let features = pair::features_of_guest(&self.profile, Feature::Ext4);
         let guest = self.initramfs("guest", &features, &guest_start(&self.profile), self.memory)?;
         let disk = install.file(DISK);
         let side =
-            |memory, initramfs, drive| Side { memory, cores: 1, initramfs: Some(initramfs), drives: vec![drive] };
+            |(memory, cores), initramfs, drive| Side { memory, cores, initramfs: Some(initramfs), drives: vec![drive] };
         Ok(PairSpec {
             accelerator,
             cpu: cpu(accelerator).to_owned(),
-            kernel: self.kernel()?,
-            guest: side(self.memory, guest, Drive::written("root", &disk, Some(disk.clone()))),
-            controller: side(CONTROLLER_MEMORY, controller, pair::root(self.images.join("controller.erofs"))),
+            kernel: self.kernel()?.1,
+            guest: side((self.memory, self.cores), guest, Drive::written("root", &disk, Some(disk.clone()))),
+            controller: side((CONTROLLER_MEMORY, 1), controller, pair::root(self.images.join("controller.erofs"))),
             profile: self.profile.clone(),
             store: "/nix/store".into(),
             exchange: "/xchg".into(),
@@ -264,7 +332,7 @@ impl Stages {
         })
     }
 
-    /// The saved pair, over the installed disk, which is made if need be.
+    /// The saved machines, over the installed disk, which is made if need be.
     ///
     /// # Errors
     /// As [`Stages::install`].
@@ -273,10 +341,10 @@ impl Stages {
         let install = self.install(of_install, listener)?;
         let (spec, keys) = (self.pair_spec(&install)?, self.keys()?);
         let mut remembered = self.cache.remembered();
-        let key = suspend_key(&self.installed, &spec, &keys, &mut remembered)?;
+        let topology = self.machines.topology();
+        let key = suspend_key(&self.installed, &spec, &topology, &keys, &mut remembered)?;
         self.cache.remember(&remembered);
-        let initramfs: Vec<PathBuf> =
-            [&spec.guest, &spec.controller].iter().filter_map(|side| side.initramfs.clone()).collect();
+        let initramfs: Vec<PathBuf> = self.sides(&spec).iter().filter_map(|side| side.initramfs.clone()).collect();
         let files: Vec<&PathBuf> = initramfs.iter().collect();
         let stands_on = Some(install.name());
         let entry = self.stage(
@@ -285,14 +353,15 @@ impl Stages {
             missing,
             stands_on,
             &files,
-            &SUSPENDED_FILES,
+            &suspended_files(&topology),
             listener,
             |making, listener| {
-                for place in prepare(making)? {
+                for place in prepare(making, &topology)? {
                     self.give(&place)?;
                 }
                 let task = Task::Suspend {
                     pair: Box::new(spec.clone()),
+                    topology: topology.clone(),
                     key: self.images.join("key"),
                     known_hosts: self.images.join("known_hosts"),
                     limits: limits(),
@@ -302,15 +371,27 @@ impl Stages {
                 self.in_room(task, &self.shown(&spec, &install), making, listener)
             },
         )?;
-        ready(&entry, &spec)?;
+        ready(&entry, &spec, &topology, &remembered)?;
         Ok(Suspended { entry, install, spec })
     }
 
-    /// Everything outside of a stage that the machines of a pair read.
+    /// The machines that there are in this topology.
+    fn sides<'a>(&self, spec: &'a PairSpec) -> Vec<&'a Side> {
+        match self.machines.topology() {
+            Topology::Pair => vec![&spec.guest, &spec.controller],
+            Topology::Direct { .. } => vec![&spec.guest],
+        }
+    }
+
+    /// Everything outside of a stage that its machines read.
     fn shown(&self, spec: &PairSpec, install: &Kept) -> Vec<PathBuf> {
         let mut shown = vec![spec.kernel.clone(), install.directory.clone()];
-        shown.extend([&spec.guest, &spec.controller].iter().filter_map(|side| side.initramfs.clone()));
-        shown.extend(["key", "known_hosts", "controller.erofs"].map(|name| self.images.join(name)));
+        shown.extend(["key", "known_hosts"].map(|name| self.images.join(name)));
+        for side in self.sides(spec) {
+            shown.extend(side.initramfs.clone());
+            // The guest's own lies in the stage.
+            shown.extend(side.drives.iter().filter(|drive| drive.read_only).map(|drive| drive.image.clone()));
+        }
         shown
     }
 
@@ -320,7 +401,8 @@ impl Stages {
         entries.push(bind(&saved.directory, false));
         if !self.installed.version.has_read_only_templates() {
             // An older QEMU opens the memory for writing, though it writes nothing. Who did would be found out by its digest.
-            entries.extend(["guest/ram", "controller/ram"].map(|name| bind(&saved.file(name), true)));
+            let memories = suspended_memories(&self.machines.topology());
+            entries.extend(memories.into_iter().map(|name| bind(&saved.file(name), true)));
         }
         entries
     }
@@ -337,11 +419,17 @@ impl Stages {
         listener: &mut dyn Listener,
         make: impl FnOnce(&Path, &mut dyn Listener) -> Result<(), Failure>,
     ) -> Result<Kept, Failure> {
-        if missing == Missing::MakeAgain && self.cache.find(stage, key)?.is_some() {
-            self.cache.remove(&key.name(stage))?;
-        } else if let Some(entry) = self.cache.find(stage, key)? {
-            entry.verify()?;
-            return Ok(entry);
+        let mut took_before = None;
+        match self.cache.find(stage, key)? {
+            Some(entry) if missing == Missing::MakeAgain => {
+                took_before = Some(entry.record.took);
+                self.cache.remove(&entry.name())?;
+            }
+            Some(entry) => {
+                entry.verify()?;
+                return Ok(entry);
+            }
+            None => {}
         }
         let nearest = self.cache.nearest(stage, &self.profile.name, key)?;
         let differences = nearest.as_ref().map(|entry| entry.record.key.differences(key)).unwrap_or_default();
@@ -364,7 +452,9 @@ impl Stages {
             (_, true) => Why::None,
             (_, false) => Why::Differs(&differences),
         };
-        listener.begins(stage, why, nearest.map(|entry| Duration::from_millis(entry.record.took)));
+        let is_other = differences.iter().any(|difference| difference.field == "topology");
+        let took_before = took_before.or(nearest.filter(|_| !is_other).map(|entry| entry.record.took));
+        listener.begins(stage, why, took_before.map(Duration::from_millis));
         let begun = Instant::now();
         make(making.directory(), listener)?;
         let took = begun.elapsed();
@@ -406,7 +496,7 @@ impl Stages {
         }
     }
 
-    /// Revives a saved pair, runs one command in its guest, and ends it.
+    /// Revives saved machines, runs one command in their guest, and ends them.
     ///
     /// # Errors
     /// Every failure before there is a report.
@@ -434,7 +524,7 @@ impl Stages {
         spec.exchange = exchange.clone();
         let job = Job {
             pair: spec,
-            topology: Topology::Pair,
+            topology: self.machines.topology(),
             wire: Kind::Dgram,
             saved: None,
             key: self.images.join("key"),
@@ -463,19 +553,24 @@ impl Stages {
         let refused = |error: &dyn std::fmt::Display| Failure::new(FailureClass::QemuRefused, error.to_string());
         let work = tempfile::Builder::new().prefix("anchorhold-vm-").tempdir();
         let work = work.map_err(io("making a directory in", &std::env::temp_dir()))?;
-        let ids = Ids::take(self.users.as_deref()).map_err(|why| refused(&why))?;
-        let ground = Ground::lay(&self.machines, work.path(), ids.owner())?;
+        let ids = Ids::take(self.machines.users.as_deref()).map_err(|why| refused(&why))?;
+        let (order_directory, result) = places(work.path(), ids.owner())?;
         let what = asked.task.name();
-        let order = Order { qemu: ground.qemu.clone(), task: asked.task };
+        let order = Order { qemu: self.installed.clone(), task: asked.task };
         let write = |name: &str, bytes: Vec<u8>| {
-            let path = ground.order.join(name);
+            let path = order_directory.join(name);
             fs::write(&path, bytes).map_err(io("writing", &path))
         };
         write(ORDER, serde_json::to_vec_pretty(&order).map_err(|error| refused(&error))?)?;
         let command = asked.command.unwrap_or_else(|| Command::new("/bin/sh"));
         write(COMMAND, command.encode().map_err(|error| refused(&error))?)?;
-        let kernel = self.kernel()?;
-        let prepared = ground.prepared(kernel);
+        let prepared = Prepared {
+            qemu: self.installed.program.clone(),
+            kernel: self.kernel()?.1,
+            order: order_directory.clone(),
+            result,
+            accelerator: self.machines.accelerator()?,
+        };
         let program = std::env::current_exe().map_err(|error| refused(&error))?;
         let mut made = room::room(room::Parts {
             prepared: &prepared,
@@ -508,16 +603,15 @@ struct Asked {
     command: Option<Command>,
 }
 
-/// A saved pair for exactly the machines that a build wants, and what its room must show of it, if there is one.
+/// What a build needs to revive machines: their description, where they are, and what the room shows of them.
+pub(super) type Revivable = (PairSpec, Saved, Vec<Entry>);
+
+/// What is saved for exactly the machines that a build wants, and what its room must show of it, if there is one.
 ///
 /// # Errors
 /// One that is there, and not what was written.
-pub(super) fn saved(
-    machines: &Machines,
-    profile: &Profile,
-    memory: u64,
-) -> Result<Option<(PairSpec, Saved, Vec<Entry>)>, Failure> {
-    let found = Stages::of(machines.clone(), None, &profile.name, memory)
+pub(super) fn saved(machines: &Machines, profile: &Profile, size: (u64, u32)) -> Result<Option<Revivable>, Failure> {
+    let found = Stages::of(machines.clone(), &profile.name, size)
         .map(|stages| stages.with_profile(profile.clone()))
         .and_then(|stages| {
             let suspended = stages.suspend(Missing::Refuse, &mut Silent)?;
@@ -531,6 +625,7 @@ pub(super) fn saved(
                 directory: entry.directory.clone(),
                 base: install.file(DISK),
                 overlay: Path::new("/tmp").join(DISK),
+                qemu: stages.installed.clone(),
             };
             Ok(Some((spec, saved, entries)))
         }
@@ -605,6 +700,7 @@ impl Sink for Heard<'_> {
             match serde_json::from_slice(&line) {
                 Ok(Words::Step(what)) => self.listener.step(&what),
                 Ok(Words::Line(line)) => self.listener.line(&line),
+                Ok(Words::Still) => self.listener.still(),
                 Err(_) => {}
             }
         }

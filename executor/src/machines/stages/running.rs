@@ -6,13 +6,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anchorhold_vmm::failure::{Failure, FailureClass};
+use anchorhold_vmm::pair::job::SOCKETS;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
-
-use super::inside::SOCKETS;
 
 const LOCK: &str = "lock";
 const ABOUT: &str = "machine.json";
@@ -97,7 +97,12 @@ impl Registry {
     /// What the file system says.
     pub fn register(&self, guest: &str, what: &str, result: &Path) -> Result<Held, Failure> {
         let process = std::process::id();
-        let name = format!("{guest}-{process}");
+        // A process may have several builds.
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        let name = match COUNT.fetch_add(1, Ordering::Relaxed) {
+            1 => format!("{guest}-{process}"),
+            count => format!("{guest}-{process}.{count}"),
+        };
         let directory = self.root.join(&name);
         let _ = fs::remove_dir_all(&directory);
         let make = || -> io::Result<File> {
