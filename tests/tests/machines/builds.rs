@@ -16,6 +16,8 @@ pub struct Store {
     pub tools: String,
     /// What its derivations require.
     pub feature: &'static str,
+    /// The command that builds.
+    pub words: &'static [&'static str],
     /// Settings for its builds, by `--option`.
     pub settings: Vec<(&'static str, String)>,
 }
@@ -41,7 +43,7 @@ impl Store {
             return None;
         };
         let tools = world.said(&["add", tools.to_str().unwrap()]).trim().to_owned();
-        Some(Self { world, tools, feature: "linux-vm", settings: Vec::new() })
+        Some(Self { world, tools, feature: "linux-vm", words: &["build"], settings: Vec::new() })
     }
 
     fn command(&self, words: &[&str]) -> Command {
@@ -70,7 +72,8 @@ impl Store {
         let added = self.command(&["derivation", "add"]).arg(&file).output().unwrap();
         assert!(added.status.success(), "{}", text(&added.stderr));
         let path = text(&added.stdout);
-        let mut command = self.command(&["build", "--option", "accel", "tcg"]);
+        let mut command = self.command(self.words);
+        command.args(["--option", "accel", "tcg"]);
         for (name, value) in &self.settings {
             command.args(["--option", name, value]);
         }

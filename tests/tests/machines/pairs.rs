@@ -98,6 +98,53 @@ fn a_builder_does_not_see_who_serves_its_guest() {
     }
 }
 
+/// Machines that a build has saved make what cold ones make, and are revived by whoever wants the same.
+#[test]
+fn a_build_saves_the_machines_that_it_wants_and_the_next_revives_them() {
+    if !heavy_tests_are_wanted() {
+        return skip("ANCHORHOLD_HEAVY_TESTS is not set: two guests to be installed and saved take a minute");
+    }
+    let mut made_before = None;
+    for topology in ["direct", "pair"] {
+        let (Some(cold), Some(mut warm)) = (store_with(topology), store_with(topology)) else { return };
+        if !guest_images().is_some_and(|images| images.join("installer.erofs").is_file()) {
+            return skip("there are no media here: scripts/guest-images makes them");
+        }
+        let cache = warm.world.directory.path().join("stages");
+        warm.settings.push(("vm-cache", cache.display().to_string()));
+        let told = String::from_utf8_lossy(&cold.build("echo >$out", json!({})).stderr).into_owned();
+        assert!(!told.contains("is made") && !told.contains("revived"), "nobody asked for it: {told}");
+
+        warm.words = &["vm", "build"];
+        let (told, by_first) = made(&warm);
+        for line in
+            ["install: is made", "install: done in", "suspend: is made", "suspend: done in", "is revived: suspend-"]
+        {
+            assert!(told.contains(line), "{line}: {told}");
+        }
+        is_as_expected(&told, &by_first);
+        let first = std::fs::read_to_string(by_first.join("where")).unwrap();
+        // What is there is not made again. Two processors and less memory are other machines, and so are other drives.
+        warm.words = &["build"];
+        let drives = json!({ "drives": format!("T:={}", warm.tools) });
+        let nproc = "$b grep -c ^processor /proc/cpuinfo >$out";
+        let cores = json!({ "vmCores": "2", "vmMemory": "300" });
+        let told = String::from_utf8_lossy(&warm.build("echo again >$out", drives).stderr).into_owned();
+        assert!(told.contains("is revived: suspend-") && !told.contains("is made"), "{told}");
+        let told = String::from_utf8_lossy(&warm.build(nproc, cores.clone()).stderr).into_owned();
+        assert!(!told.contains("revived") && !told.contains("is made"), "{told}");
+        warm.settings.push(("vm-save", "true".into()));
+        let output = warm.build(&format!("{nproc} "), cores);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && told.contains("suspend: is made") && told.contains("is revived"), "{told}");
+        assert!(!told.contains("install: is made"), "{told}");
+        let path = warm.world.real(String::from_utf8_lossy(&output.stdout).trim());
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "2\n");
+        // Who serves the guest is not seen in what it makes.
+        assert_eq!(made_before.get_or_insert_with(|| first.clone()), &first);
+    }
+}
+
 /// Everybody whom a guest might reach is asked, from inside of it, while somebody listens on all addresses of the host.
 #[test]
 fn a_guest_reaches_its_server_and_nobody_else() {

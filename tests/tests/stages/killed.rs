@@ -60,6 +60,14 @@ fn a_killed_stage_leaves_nothing_that_runs_and_nothing_that_counts() {
     world.must(&["prune"]);
     let hidden = |entry: &fs::DirEntry| entry.file_name().as_encoded_bytes()[0] == b'.';
     assert_eq!(fs::read_dir(&world.cache).unwrap().flatten().filter(hidden).count(), 0);
+    if let Some(direct) = World::of(&world.cache).and_then(|world| world.with("direct")) {
+        for said in ["the guest starts", "its memory is saved"] {
+            kill_at(&direct, &["suspend"], said);
+            assert_eq!(stages(&direct), 2, "{said}");
+        }
+        direct.must(&["revive", "--", "/bin/true"]);
+        kill_at(&direct, &["revive", "--", "/bin/sh", "-c", "echo here; sleep 1000"], "here");
+    }
     // A pair that was revived goes with whoever wanted it, too.
     kill_at(&world, &["revive", "--", "/bin/sh", "-c", "echo here; sleep 1000"], "here");
     world.must(&["revive", "--", "/bin/true"]);

@@ -3,6 +3,7 @@
 //! Two machines under emulation want a processor each: these tests run when somebody asks for them (ANCHORHOLD_HEAVY_TESTS).
 //! Stages are kept from run to run, in a directory of the user's own: their keys tell when they are to be made anew.
 
+mod carried;
 mod killed;
 mod people;
 mod revived;

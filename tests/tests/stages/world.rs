@@ -2,6 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -12,9 +14,17 @@ use tempfile::TempDir;
 pub struct World {
     pub place: TempDir,
     pub cache: PathBuf,
+    /// Who serves the guests.
+    pub topology: &'static str,
     images: PathBuf,
     agent: PathBuf,
+    program: PathBuf,
+    /// Somebody else than who runs the tests, who must be root then.
+    user: Option<u32>,
 }
+
+/// The ordinary user that every host has.
+const NOBODY: u32 = 65534;
 
 impl World {
     /// With stages that earlier tests may have made. Says why and gives nothing where there can be none.
@@ -25,6 +35,41 @@ impl World {
     /// With an empty cache.
     pub fn empty() -> Option<Self> {
         Self::find(Some("cache"))
+    }
+
+    /// With somebody else's cache.
+    pub fn of(cache: &Path) -> Option<Self> {
+        Self::find(None).map(|world| Self { cache: cache.to_owned(), ..world })
+    }
+
+    /// With guests that are served in this way.
+    #[must_use]
+    pub fn with(self, topology: &'static str) -> Option<Self> {
+        if topology == "direct" && !["/usr/sbin/smbd", "/usr/bin/ssh"].iter().all(|path| Path::new(path).exists()) {
+            anchorhold_tests::skip("there is no smbd or no ssh here");
+            return None;
+        }
+        Some(Self { topology, ..self })
+    }
+
+    /// As an ordinary user, with an empty cache of his own.
+    pub fn of_nobody() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            anchorhold_tests::skip("only root becomes somebody else; these tests are an ordinary user's already");
+            return None;
+        }
+        let world = Self::empty()?;
+        let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        // Where he can walk to it.
+        let program = world.place.path().join("anchorhold");
+        fs::copy(anchorhold(), &program).unwrap();
+        open(world.place.path());
+        open(&world.agent);
+        let home = world.place.path().join("home");
+        fs::create_dir(&home).unwrap();
+        chown(&home, Some(NOBODY), Some(NOBODY)).unwrap();
+        let cache = home.join("cache");
+        Some(Self { program, cache, user: Some(NOBODY), ..world })
     }
 
     fn find(own: Option<&str>) -> Option<Self> {
@@ -57,13 +102,20 @@ impl World {
         }
         let of_user = || std::env::temp_dir().join(format!("anchorhold-test-stages-{}", nix::unistd::geteuid()));
         let cache = own.map_or_else(of_user, |own| place.path().join(own));
-        Some(Self { place, cache, images, agent })
+        Some(Self { place, cache, topology: "pair", images, agent, program: anchorhold(), user: None })
     }
 
     /// `anchorhold vm WORDS` with the settings of this world.
     pub fn vm<T: AsRef<OsStr>>(&self, words: &[T]) -> Command {
-        let mut command = Command::new(anchorhold());
+        let mut command = Command::new(&self.program);
+        if let Some(user) = self.user {
+            let home = self.place.path().join("home");
+            command.uid(user).gid(user).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", &home).current_dir(&home);
+        }
         command.arg("vm").arg(&words[0]);
+        if !["export", "import", "list", "prune"].iter().any(|word| words[0].as_ref() == *word) {
+            command.args(["--option", "vm-topology", self.topology]);
+        }
         for (name, value) in [("vm-cache", &self.cache), ("vm-images", &self.images), ("vm-agent", &self.agent)] {
             command.args(["--option", name]).arg(value);
         }
