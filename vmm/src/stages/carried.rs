@@ -293,20 +293,29 @@ mod tests {
             assert_eq!(fs::read_dir(other.root()).unwrap().count(), 2, "files and locks");
             failure.what
         };
-        // gzip's own header has bytes that nobody looks at: what is behind it counts.
-        for at in (10..whole.len()).step_by(5) {
+        let unpacked = |bytes: &[u8]| {
+            let mut found = Vec::new();
+            GzDecoder::new(bytes).read_to_end(&mut found).map(|_| found)
+        };
+        let content = unpacked(&whole).unwrap();
+        let mut refusals = 0;
+        for at in (10..whole.len()).step_by(23) {
             let mut flipped = whole.clone();
             flipped[at] ^= 4;
-            refused(&flipped);
+            // Within a run of zeroes it may say the same in other words.
+            if unpacked(&flipped).ok().as_ref() != Some(&content) {
+                refused(&flipped);
+                refusals += 1;
+            }
         }
+        assert!(refusals > 10, "{refusals}");
         for length in [0, 5, 30, whole.len() / 2, whole.len() - 1] {
             refused(&whole[..length]);
         }
         assert!(refused(b"something else altogether").contains("invalid gzip header"));
         // Whole as a gzip file, and not what it says of itself.
         let again = |change: &dyn Fn(&mut Vec<u8>)| {
-            let mut bytes = Vec::new();
-            GzDecoder::new(&whole[..]).read_to_end(&mut bytes).unwrap();
+            let mut bytes = content.clone();
             change(&mut bytes);
             let mut out = GzBuilder::new().write(Vec::new(), Compression::fast());
             out.write_all(&bytes).unwrap();
