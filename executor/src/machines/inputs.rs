@@ -60,7 +60,8 @@ impl InputNames {
             Ok(way) => way,
             Err(why) if or_nine_p => Way::NineP { why: Some(why) },
             Err(why) => {
-                return Err(Failure::new(FailureClass::NoImage, format!("vm-store is {}: {why}", machines.store)));
+                let class = if machines.store == "virtiofs" { FailureClass::NoShare } else { FailureClass::NoImage };
+                return Err(Failure::new(class, format!("vm-store is {}: {why}", machines.store)));
             }
         };
         let cache = if machines.store_cache == "none" { Cache::None } else { Cache::Loose };
@@ -71,9 +72,7 @@ impl InputNames {
         if only_if_worth_it && self.names.len() > WORTH_INPUTS {
             return Err(format!("they are {}, which is too many for an image", self.names.len()));
         }
-        Modules::open(&kernel.modules)
-            .and_then(|modules| modules.closure(IMAGE_FEATURES))
-            .map_err(|error| error.to_string())?;
+        has_features(kernel, &IMAGE_FEATURES)?;
         let (tool, package) = Form::Squashfs.tool();
         let program = Form::Squashfs.program().ok_or_else(|| format!("there is no {tool} here: install {package}"))?;
         let program = in_room(&program, qemu)?;

@@ -258,7 +258,11 @@ impl Job {
             Some(directory) => inputs.ready(&directory.outside, told),
             None => Err(format!("the guest has no directory {}", inputs.directory.display())),
         };
-        ready.map_err(|why| Failure::new(FailureClass::NoImage, format!("the inputs: {why}")))
+        let class = match &inputs.way {
+            Way::Image { .. } => FailureClass::NoImage,
+            Way::Virtiofs { .. } | Way::NineP { .. } => FailureClass::NoShare,
+        };
+        ready.map_err(|why| Failure::new(class, format!("the inputs: {why}")))
     }
 }
 
