@@ -24,7 +24,7 @@ fn digests(directory: &Path) -> BTreeMap<PathBuf, String> {
     found
 }
 
-/// A guest with two processors, revived twice at once.
+/// A guest with two processors, revived twice at once. The world has a cache of its own: whose machines run is told by it.
 fn is_many_guests_and_stays_what_it_is(world: &World) {
     let directory = world.must(&["suspend", "--cores", "2"]);
     let directory = Path::new(&directory);
@@ -63,13 +63,13 @@ fn is_many_guests_and_stays_what_it_is(world: &World) {
 
 #[test]
 fn one_saved_pair_is_many_guests_and_stays_what_it_is() {
-    let Some(world) = World::new() else { return };
+    let Some(world) = World::empty() else { return };
     is_many_guests_and_stays_what_it_is(&world);
 }
 
 #[test]
 fn one_saved_guest_without_a_controller_is_many_guests_and_stays_what_it_is() {
-    let Some(world) = World::new().and_then(|world| world.with("direct")) else { return };
+    let Some(world) = World::empty().and_then(|world| world.with("direct")) else { return };
     is_many_guests_and_stays_what_it_is(&world);
 }
 
