@@ -103,6 +103,7 @@ impl<'a> Granted<'a> {
     /// What a person is told of it; `room` is the machine's.
     pub fn in_words(&self, room: &Room) -> String {
         let kind = match &self.guest {
+            Some(guest) if self.machines.topology == "direct" => format!("the guest ‘{}’", guest.profile.name),
             Some(guest) => format!("the guest ‘{}’ beside a controller", guest.profile.name),
             None => "a Linux machine".to_owned(),
         };

@@ -4,9 +4,11 @@
 //! the cache. All that a room is shown stands where it stands outside: QEMU remembers paths in disks and states.
 
 pub mod inside;
+mod listening;
 pub mod making;
 mod running;
 
+pub use listening::{Listener, Why};
 pub use running::{Held, Registered, Registry, Visit};
 
 use std::cell::RefCell;
@@ -15,7 +17,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anchorhold_sandbox::launcher::{Options, Sink, Stream};
+use anchorhold_sandbox::launcher::{Options, Sink};
 use anchorhold_sandbox::outcome::End;
 use anchorhold_sandbox::quantity::Size;
 use anchorhold_sandbox::room::{Entry, Limits, Output};
@@ -34,15 +36,16 @@ use anchorhold_vmm::qemu::Installed;
 use anchorhold_vmm::report::What;
 use anchorhold_vmm::spec::Drive;
 use anchorhold_vmm::stages::{
-    Cache, DISK, Difference, Entry as Kept, Fields, InstallSpec, Making, Record, Stage, guest_start, prepare, ready,
-    suspend_key, suspended_files, suspended_memories,
+    Cache, DISK, Entry as Kept, Fields, InstallSpec, Making, Record, Stage, guest_start, prepare, ready, suspend_key,
+    suspended_files, suspended_memories,
 };
 use anchorhold_vmm::wire::Kind;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use self::inside::{Order, Task, Words};
+use self::inside::{Order, Task};
+use self::listening::{Heard, Silent};
 use super::supervisor::Report;
 use super::{COMMAND, Ids, Machines, ORDER, Prepared, SYSTEM_CACHE, cpu, places, room};
 use crate::build::launcher::host_for;
@@ -60,49 +63,6 @@ const INSTALL_LIMIT: u64 = 3600;
 const BOOT: Duration = Duration::from_secs(300);
 /// How long a machine that starts may do nothing.
 const STALL: Duration = Duration::from_secs(60);
-
-/// What is heard while a stage is made.
-pub trait Listener {
-    /// A stage begins; how long it took the last time.
-    fn begins(&mut self, stage: Stage, why: Why<'_>, last: Option<Duration>);
-    /// Something begins within it.
-    fn step(&mut self, what: &str);
-    /// A machine said something.
-    fn line(&mut self, line: &str);
-    /// It goes on, and nothing was said.
-    fn still(&mut self) {}
-    /// It is there now.
-    fn done(&mut self, stage: Stage, took: Duration);
-}
-
-/// Why a stage is made.
-#[derive(Debug, Clone, Copy)]
-pub enum Why<'a> {
-    /// There is none.
-    None,
-    /// There is one that depends on something else.
-    Differs(&'a [Difference]),
-    /// It was asked for.
-    Again,
-}
-
-impl Why<'_> {
-    /// For people; `last` is how long it took the last time.
-    pub fn in_words(self, last: Option<Duration>) -> String {
-        let why = match self {
-            Self::None => "is made".to_owned(),
-            Self::Again => "is made again".to_owned(),
-            Self::Differs(differences) => {
-                let fields: Vec<String> = differences.iter().take(3).map(ToString::to_string).collect();
-                let more = differences.len().saturating_sub(3);
-                let more = if more == 0 { String::new() } else { format!("; and {more} more") };
-                format!("is made anew: {}{more}", fields.join("; "))
-            }
-        };
-        let last = last.map(|last| format!(" (last time {:.1} s)", last.as_secs_f32())).unwrap_or_default();
-        why + &last
-    }
-}
 
 /// What is done about a stage that is not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -483,7 +443,7 @@ impl Stages {
         self.give(written)?;
         let mut entries: Vec<Entry> = shown.iter().map(|path| bind(path, false)).collect();
         entries.push(bind(written, true));
-        let mut heard = Heard { listener, begun: Vec::new() };
+        let mut heard = Heard::new(listener);
         let asked = Asked { task, entries, output: Output::Pipe, limits: Limits::default(), command: None };
         let (report, _) = self.run(asked, None, &mut heard)?;
         match report {
@@ -635,16 +595,6 @@ pub(super) fn saved(machines: &Machines, profile: &Profile, size: (u64, u32)) ->
     }
 }
 
-/// Hears nothing.
-struct Silent;
-
-impl Listener for Silent {
-    fn begins(&mut self, _: Stage, _: Why<'_>, _: Option<Duration>) {}
-    fn step(&mut self, _: &str) {}
-    fn line(&mut self, _: &str) {}
-    fn done(&mut self, _: Stage, _: Duration) {}
-}
-
 /// What is wanted of a revived pair.
 #[derive(Debug, Default)]
 pub struct Revival {
@@ -680,32 +630,4 @@ fn bind_at(inside: &Path, outside: &Path, writable: bool) -> Entry {
 
 fn memory(inside: &Path, size: u64) -> Entry {
     Entry::Tmpfs { inside: inside.to_owned(), size: Size::Bytes(size), mode: 0o1777, noexec: true }
-}
-
-/// Makes what a supervisor says into words for a listener.
-struct Heard<'a> {
-    listener: &'a mut dyn Listener,
-    begun: Vec<u8>,
-}
-
-impl Sink for Heard<'_> {
-    fn output(&mut self, stream: Stream, bytes: &[u8]) -> std::io::Result<()> {
-        if stream == Stream::Error {
-            // Complaints come with the report too.
-            return Ok(());
-        }
-        self.begun.extend_from_slice(bytes);
-        while let Some(end) = self.begun.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.begun.drain(..=end).collect();
-            match serde_json::from_slice(&line) {
-                Ok(Words::Step(what)) => self.listener.step(&what),
-                Ok(Words::Line(line)) => self.listener.line(&line),
-                Ok(Words::Still) => self.listener.still(),
-                Err(_) => {}
-            }
-        }
-        // A room that never ends a line is not kept in memory.
-        self.begun.truncate(1 << 20);
-        Ok(())
-    }
 }
