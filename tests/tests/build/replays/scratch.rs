@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 
 use anchorhold_tests::host::is_root;
-use anchorhold_tests::skip;
+use anchorhold_tests::{PATIENCE, skip};
 
 use crate::recipe::Recipe;
 use crate::world::{World, text};
@@ -138,21 +138,24 @@ fn cve_2025_46415_removal_does_not_leave_what_it_removes() {
         let held = fs::File::open(running_build(&world).join("room/build")).unwrap();
         nix::unistd::symlinkat(&canary, &held, "victim-link").unwrap();
         let stop = Arc::new(AtomicBool::new(false));
+        let (first, exchanging) = mpsc::sync_channel(1);
         let mover = std::thread::spawn({
             let stop = Arc::clone(&stop);
             move || {
-                let mut exchanged = 0_u64;
                 while !stop.load(Ordering::Relaxed) {
                     let flags = nix::fcntl::RenameFlags::RENAME_EXCHANGE;
-                    exchanged += u64::from(nix::fcntl::renameat2(&held, "victim", &held, "victim-link", flags).is_ok());
+                    if nix::fcntl::renameat2(&held, "victim", &held, "victim-link", flags).is_ok() {
+                        let _ = first.try_send(());
+                    }
                 }
-                exchanged
             }
         });
+        // The thread may come to run after all is removed, when both processors are busy: it is at work before the end.
+        exchanging.recv_timeout(PATIENCE).expect("nothing was exchanged");
         gate.open();
         let ended = running.ended();
         stop.store(true, Ordering::Relaxed);
-        assert!(mover.join().unwrap() > 0, "nothing was exchanged");
+        mover.join().unwrap();
         assert_ne!(ended.status, 0);
         assert_eq!(fs::read_to_string(canary.join("inner/file")).unwrap(), "canary");
     }
