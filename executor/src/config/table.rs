@@ -488,7 +488,7 @@ pub const SETTINGS: &[Setting] = &[
         Kind::Choice(&["auto", "loose", "none", "always", "metadata", "never"]),
         "\"auto\"",
         "machines",
-        "What a Linux machine keeps of the inputs that it has read: by 9p all (`loose`) or nothing (`none`), by virtiofs all (`always`), names and no contents (`metadata`) or nothing (`never`). `auto`, and words of the other way, keep all.",
+        "What a Linux machine, or a controller, keeps of the inputs that it has read: by 9p all (`loose`) or nothing (`none`), by virtiofs all (`always`), names and no contents (`metadata`) or nothing (`never`). `auto`, and words of the other way, keep all.",
     ),
     setting(
         "vm-save",

@@ -64,7 +64,7 @@ impl InputNames {
                 return Err(Failure::new(class, format!("vm-store is {}: {why}", machines.store)));
             }
         };
-        let cache = if machines.store_cache == "none" { Cache::None } else { Cache::Loose };
+        let cache = if machines.keeps_inputs() { Cache::Loose } else { Cache::None };
         Ok(Some(Inputs { directory: self.directory.clone(), names: self.names.clone(), way, cache, or_nine_p }))
     }
 

@@ -194,6 +194,11 @@ impl Machines {
         }
     }
 
+    /// Whether machines keep what they have read of what nobody changes, by 9p: the setting `vm-store-cache`.
+    pub(crate) fn keeps_inputs(&self) -> bool {
+        self.store_cache != "none"
+    }
+
     /// What executes a guest.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! The guest has the store with the inputs and the outputs to be on one drive, and the exchange on another; the build directory
 //! lies in the exchange. Whatever the guest writes beside these two is in the room's memory and gone with it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -135,7 +136,7 @@ pub fn in_pair(
     let ground = Ground::lay(machines, work, owner)?;
     let store = if ground.qemu.starts_with("/nix/store") { PathBuf::from(STORE_ASIDE) } else { guests_store.clone() };
 
-    let Shown { entries: mut shown, watched } =
+    let Shown { entries: mut shown, watched, inputs } =
         show(&room.mounts, (&guests_store, &store), (&exchange, machines.exchange))
             .map_err(|what| Failure::new(FailureClass::NoShare, format!("the guest {}: {what}", profile.name)))?;
     let in_room = |file: &Path| Path::new(IMAGES).join(file.file_name().unwrap_or_default());
@@ -150,11 +151,12 @@ pub fn in_pair(
             noexec: true,
         });
     }
+    let inputs = if machines.keeps_inputs() { inputs } else { Vec::new() };
     let kernel = ground.kernel.extracted(&machines.cache.join("kernels")).map_err(PrepareError::from)?;
     let (spec, saved) = match saved {
         Some((revived, saved, entries)) => {
             shown.extend(entries);
-            (PairSpec { store, exchange, ..revived }, Some(saved))
+            (PairSpec { store, exchange, inputs, ..revived }, Some(saved))
         }
         None => {
             let modules = Modules::open(&ground.kernel.modules).map_err(PrepareError::from)?;
@@ -175,6 +177,7 @@ pub fn in_pair(
                 profile: profile.clone(),
                 store,
                 exchange,
+                inputs,
             };
             (spec, None)
         }
@@ -247,6 +250,8 @@ struct Shown {
     entries: Vec<Entry>,
     /// The directories that the guest writes.
     watched: Vec<PathBuf>,
+    /// The names in the store of what it only reads.
+    inputs: Vec<OsString>,
 }
 
 /// Of the builder's room the store and what lies in the exchange, which is new and of so many bytes. Everything stands where it
@@ -258,7 +263,7 @@ fn show(
 ) -> Result<Shown, String> {
     // Nothing in it is executed by the room, whatever the guest leaves there.
     let memory = Entry::Tmpfs { inside: exchange.to_owned(), size: Size::Bytes(size), mode: 0o1777, noexec: true };
-    let mut shown = Shown { entries: vec![memory], watched: vec![exchange.to_owned()] };
+    let mut shown = Shown { entries: vec![memory], watched: vec![exchange.to_owned()], inputs: Vec::new() };
     for entry in mounts {
         let Entry::Bind { inside, outside, writable, optional, noexec } = entry else { continue };
         let place = match inside.strip_prefix(guests_store) {
@@ -270,6 +275,8 @@ fn show(
         };
         if *writable {
             shown.watched.push(place.clone());
+        } else if !optional && place.parent() == Some(store) {
+            shown.inputs.extend(place.file_name().map(Into::into));
         }
         let outside = Some(outside.clone().unwrap_or_else(|| inside.clone()));
         let (writable, optional, noexec) = (*writable, *optional, *noexec);
@@ -338,6 +345,7 @@ mod tests {
         assert_eq!(places, ["/xchg", "/nix/store", "/xchg/build", "/nix/store/aaa-in"]);
         assert!(matches!(shown.entries[0], Entry::Tmpfs { size: Size::Bytes(4096), noexec: true, .. }));
         assert_eq!(shown.watched, ["/xchg", "/nix/store", "/xchg/build"].map(PathBuf::from));
+        assert_eq!(shown.inputs, ["aaa-in"]);
         // A QEMU of a store wants the place for its own.
         let shown = show(&mounts(), (store, Path::new(STORE_ASIDE)), (exchange, 4096)).unwrap();
         assert!(shown.entries.contains(&bind("/machine/store/aaa-in", "/real/nix/store/aaa-in", false)));

@@ -96,6 +96,7 @@ impl World {
             profile,
             store: place("store"),
             exchange: place("xchg"),
+            inputs: vec!["aaa-tool".into()],
         };
         let keys = Keys {
             key: fs::read(images.join("key")).unwrap(),

@@ -31,7 +31,8 @@ pub use spec::{
     initramfs_of_guest, root,
 };
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::controller::Controller;
@@ -48,6 +49,8 @@ use crate::wire;
 
 /// The account of Samba: the user of the controller's image by whom files are written.
 const ACCOUNT: &str = "nixbld";
+/// Where the controller has the inputs for as long as it takes to show them over themselves.
+const ASIDE: &str = "/run/inputs";
 /// Samba's server in messages.
 const SERVER: &str = "smbd";
 /// How long a request that has nothing to wait for may take: on a host that is overloaded.
@@ -95,6 +98,8 @@ pub struct Pair {
     /// Has the guest, so that each wait hears of it.
     agent: Agent,
     desk: Controller,
+    /// What of the store is shown over itself while the shares are open.
+    inputs: Vec<OsString>,
     resting: Resting,
     limits: Limits,
     accelerator: crate::spec::Accelerator,
@@ -135,6 +140,7 @@ impl Pair {
             controller,
             agent: Agent::beside(guest),
             desk,
+            inputs: spec.shown_over(),
             resting: Resting::default(),
             limits,
             accelerator: spec.accelerator,
@@ -176,8 +182,8 @@ impl Pair {
         agent.expect_server(resting.server, SERVER);
         // Whatever was asked for before bears a lower number.
         agent.skip_numbers(1 << 20);
-        let accelerator = spec.accelerator;
-        Ok(Self { controller, agent, desk, resting, limits, accelerator, kernel: String::new(), switch: None })
+        let (inputs, accelerator) = (spec.shown_over(), spec.accelerator);
+        Ok(Self { controller, agent, desk, inputs, resting, limits, accelerator, kernel: String::new(), switch: None })
     }
 
     /// Keeps the switch between the two for as long as both.
@@ -330,12 +336,20 @@ impl Standing for Pair {
             let target = Controller::directory_of(share);
             all.push(What::Mount(shares::nine_p(tag, target, false, Cache::None)));
         }
+        if !self.inputs.is_empty() {
+            // What nobody changes is asked for once: an SMB server opens, looks and closes for each file that is read.
+            let with = shares::nine_p(shares::INPUTS_TAG, ASIDE, true, Cache::Loose);
+            let over = Controller::directory_of(shares::STORE_SHARE);
+            all.push(What::Cover { with, names: self.inputs.clone(), over });
+        }
         self.ask_all(all, "the directories in the controller")
     }
 
     fn close_shares(&mut self) -> Result<(), Failure> {
-        let all = [shares::STORE_SHARE, shares::EXCHANGE].map(Controller::directory_of).map(What::Unmount);
-        self.ask_all(all.into(), "the directories to be given back")
+        let [store, exchange] = [shares::STORE_SHARE, shares::EXCHANGE].map(Controller::directory_of);
+        let covers: Vec<PathBuf> = self.inputs.iter().map(|name| store.join(name)).collect();
+        let all = covers.into_iter().chain([store, exchange]).map(What::Unmount);
+        self.ask_all(all.collect(), "the directories to be given back")
     }
 
     fn run(

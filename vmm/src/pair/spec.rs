@@ -1,5 +1,6 @@
 //! A pair, described: plain data, and what both machines start from.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,9 @@ pub struct PairSpec {
     pub store: PathBuf,
     /// The directory behind the share `xchg`.
     pub exchange: PathBuf,
+    /// The names in the store of what nobody changes, which a controller may keep once it has read it. No part of the machines.
+    #[serde(default)]
+    pub inputs: Vec<OsString>,
 }
 
 /// One of the two.
@@ -123,15 +127,26 @@ impl PairSpec {
     /// The controller as a machine.
     pub fn controller_machine(&self) -> MachineSpec {
         let mut spec = self.machine(CONTROLLER, &self.controller, CONTROLLER_MAC);
-        spec.shares = [(shares::STORE_TAG, &self.store), (shares::EXCHANGE, &self.exchange)]
-            .map(|(tag, path)| Share {
-                tag: tag.to_owned(),
-                path: path.clone(),
-                read_only: false,
-                kind: ShareKind::NineP,
-            })
-            .to_vec();
+        // The store once more, as a mount keeps all of what it shows or nothing. Always there: which inputs a build has is no
+        // matter of the machine's.
+        spec.shares = [
+            (shares::STORE_TAG, &self.store, false),
+            (shares::EXCHANGE, &self.exchange, false),
+            (shares::INPUTS_TAG, &self.store, true),
+        ]
+        .map(|(tag, path, read_only)| Share {
+            tag: tag.to_owned(),
+            path: path.clone(),
+            read_only,
+            kind: ShareKind::NineP,
+        })
+        .to_vec();
         spec
+    }
+
+    /// The inputs that can be shown over themselves. A link cannot be, and is nothing to read.
+    pub(super) fn shown_over(&self) -> Vec<OsString> {
+        self.inputs.iter().filter(|name| !self.store.join(name).is_symlink()).cloned().collect()
     }
 
     fn machine(&self, name: &str, side: &Side, address: &str) -> MachineSpec {
@@ -213,6 +228,7 @@ mod tests {
             profile: Profile::built_in("standin").unwrap(),
             store: "/nix/store".into(),
             exchange: "/xchg".into(),
+            inputs: Vec::new(),
         }
     }
 
@@ -221,7 +237,8 @@ mod tests {
         let spec = pair();
         let (guest, controller) = (spec.guest_machine(), spec.controller_machine());
         assert_eq!(guest.shares, []);
-        assert_eq!(controller.shares.iter().map(|share| &*share.tag).collect::<Vec<_>>(), ["store", "xchg"]);
+        assert_eq!(controller.shares.iter().map(|share| &*share.tag).collect::<Vec<_>>(), ["store", "xchg", "inputs"]);
+        assert_eq!(controller.shares.iter().map(|share| share.read_only).collect::<Vec<_>>(), [false, false, true]);
         assert_eq!((&guest.cards[0].wire, &controller.cards[0].wire), (&WIRE.into(), &WIRE.into()));
         assert_ne!(guest.cards[0].address, controller.cards[0].address);
         assert!(guest.display && !controller.display);

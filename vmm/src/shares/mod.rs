@@ -21,6 +21,8 @@ use crate::report::MountRequest;
 pub const STORE_SERIAL: &str = "store";
 /// The tag of the store by virtiofs or 9p, and the name of its share.
 pub const STORE_TAG: &str = "store";
+/// The tag of what of the store nobody changes, by 9p once more.
+pub const INPUTS_TAG: &str = "inputs";
 /// The tag and the share of the exchange.
 pub const EXCHANGE: &str = "xchg";
 /// The store's share over SMB.

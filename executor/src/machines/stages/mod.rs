@@ -12,6 +12,7 @@ pub use listening::{Listener, Why};
 pub use running::{Held, Registered, Registry, Visit};
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -101,6 +102,12 @@ pub struct Suspended {
     /// The disk that their guest stands on.
     pub install: Kept,
     spec: PairSpec,
+}
+
+/// The names of all that lies in a directory.
+fn names_in(directory: &Path) -> Result<Vec<OsString>, Failure> {
+    let failed = |error| Failure::new(FailureClass::NoShare, format!("listing {}: {error}", directory.display()));
+    fs::read_dir(directory).map_err(failed)?.map(|entry| Ok(entry.map_err(failed)?.file_name())).collect()
 }
 
 fn io(doing: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
@@ -272,6 +279,7 @@ impl Stages {
             profile: self.profile.clone(),
             store: "/nix/store".into(),
             exchange: "/xchg".into(),
+            inputs: Vec::new(),
         })
     }
 
@@ -474,7 +482,12 @@ impl Stages {
         let directory = &suspended.entry.directory;
         spec.store = "/machine/store".into();
         match &wanted.store {
-            Some(store) => entries.push(bind_at(&spec.store, store, false)),
+            Some(store) => {
+                entries.push(bind_at(&spec.store, store, false));
+                if self.machines.keeps_inputs() {
+                    spec.inputs = names_in(store)?;
+                }
+            }
             None => entries.push(memory(&spec.store, 1 << 20)),
         }
         match &wanted.exchange {
