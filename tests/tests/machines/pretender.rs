@@ -170,7 +170,7 @@ fn output_is_no_status_and_without_one_there_is_none() {
     // What ends a run that never told its status, and what that is called.
     let ends = [
         ("tell $d/said", Some(Report::Died { why: "cut".into() }), FailureClass::NoStatus),
-        ("tell $d/said; echo garbage >$d/g; tell $d/g", None, FailureClass::BadReport),
+        ("cat $d/said - <<<garbage >$d/g; tell $d/g", None, FailureClass::BadReport),
         ("tell $d/said; exit 0", None, FailureClass::QemuFailed),
         ("tell $d/said; kill -9 $$", None, FailureClass::QemuKilled),
     ];

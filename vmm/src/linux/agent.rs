@@ -8,7 +8,7 @@ use crate::failure::{Failure, FailureClass};
 use crate::machine::{Event, Machine};
 use crate::process::Exit;
 use crate::readiness::{Verdict, Wait, Watch};
-use crate::report::{Ending, Frames, PORT_NAME, Report, Request, RunRequest, What};
+use crate::report::{Ending, Frames, PORT_NAME, Report, Request, RunRequest, Started, What};
 use crate::shares::virtiofs;
 
 /// How much of what a server says is kept, in bytes.
@@ -90,13 +90,13 @@ impl Agent {
         Ok(number)
     }
 
-    /// Waits until the agent is ready; the release of its kernel, and how long that had run.
+    /// Waits until the agent is ready.
     ///
     /// # Errors
     /// The agent's refusal, and all that ends a wait.
-    pub fn ready(&mut self, machine: &mut Machine, wait: &Wait) -> Result<(String, Duration), Failure> {
+    pub fn ready(&mut self, machine: &mut Machine, wait: &Wait) -> Result<Started, Failure> {
         self.until(machine, wait, |report| match report {
-            Report::Ready { kernel, up } => Verdict::Done((kernel, Duration::from_nanos(up))),
+            Report::Ready { kernel, began, up } => Verdict::Done(Started::of(kernel, began, up)),
             Report::Died { why } => Verdict::Fail(FailureClass::GuestRefused, format!("the guest gave up: {why}")),
             _ => Verdict::GoOn,
         })
@@ -241,6 +241,7 @@ impl Agent {
         mut look: impl FnMut(Report) -> Verdict<T>,
     ) -> Result<T, Failure> {
         let mut watch = Watch::new(machine, wait);
+        let mut broken = None;
         let mut beside = self.neighbour.as_ref().map(|neighbour| Watch::new(neighbour, wait));
         loop {
             while let Some(report) = self.reports.pop_front() {
@@ -252,6 +253,11 @@ impl Agent {
                     Verdict::Done(found) => return Ok(found),
                     Verdict::Fail(class, what) => return Err(watch.fail(machine, class, &what)),
                 }
+            }
+            if let Some(why) = broken {
+                // What came before it was heard, but the stream cannot be followed.
+                machine.kill();
+                return Err(watch.fail(machine, FailureClass::BadReport, &format!("the guest's port: {why}")));
             }
             let mut next_look = watch.next_look();
             let mut others: Vec<_> = self.attendants.iter().map(virtiofs::Server::ended).collect();
@@ -275,9 +281,8 @@ impl Agent {
                 && name == PORT_NAME
                 && let Err(why) = self.take(bytes)
             {
-                // What came before it in the same piece was heard, but the stream cannot be followed.
-                machine.kill();
-                return Err(watch.fail(machine, FailureClass::BadReport, &format!("the guest's port: {why}")));
+                broken = Some(why);
+                continue;
             }
             watch.see(machine, &event)?;
         }
