@@ -44,6 +44,7 @@ class Machines:
     def sections(self):
         yield (f"A guest of {MEMORY} MiB, saved and revived (median of {self.rounds})", True,
                [("saved guest", self.saved_guest)])
+        yield f"The controller of a pair, started (median of {self.rounds})", True, [("controller", self.controller)]
         yield f"A pair, revived (median of {self.rounds})", True, [("pair", self.pair)]
         yield (f"A guest without a controller, revived (median of {self.rounds})", True,
                [("guest without a controller", self.direct)])
@@ -102,6 +103,15 @@ class Machines:
         self.report.fact("  size on the disk", f"{big['ram'] / MIB:.0f} MiB of memory, {big['device'] / 1024:.0f} KiB "
                          f"of devices; state.gz {big['gzip-state'] / MIB:.0f} MiB")
         self.report.fact("  initramfs, not packed", f"{big['initramfs'] / MIB:.1f} MiB")
+
+    def controller(self):
+        images = self.cache("guest-images", "ANCHORHOLD_GUEST_IMAGES")
+        found = self.example("controller", "controller", images, self.rounds)
+        ready, asked, kernel = (statistics.median(found[name]) for name in ("ready", "asked", "kernel"))
+        beyond = statistics.median([one + other for one, other in zip(found["ready"], found["asked"])])
+        self.report.size("until the guest's SSH is asked, beyond the kernel's own start", beyond, 1500, "ms")
+        self.report.fact("  of the guest's time", f"kernel {kernel:.0f} ms, root and network {ready:.0f} ms, Samba and keys "
+                         f"{asked:.0f} ms; initramfs {found['initramfs'] / MIB:.1f} MiB, not packed")
 
     def pair(self):
         took = self.revived("pair", 1500)

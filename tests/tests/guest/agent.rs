@@ -43,9 +43,10 @@ fn run(machine: &mut Machine, request: RunRequest) -> (Ending, String) {
 fn a_guest_comes_up_runs_programs_and_goes() {
     let parts = parts!();
     let mut machine = with_busybox(&parts, &[What::HostName("anchorage".into())]);
-    let (kernel, up) = machine.port.ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", machine.console()));
-    assert_eq!(kernel, parts.kernel.version);
-    println!("ready {:.2} s after the kernel began", up.as_secs_f32());
+    let started = machine.port.ready(PATIENCE).unwrap_or_else(|error| panic!("{error}\n{}", machine.console()));
+    assert_eq!(started.kernel, parts.kernel.version);
+    println!("the kernel {:.2} s, then the agent until {:.2} s", started.began.as_secs_f32(), started.up.as_secs_f32());
+    assert!(started.began < started.up);
 
     let (ending, said) = run(&mut machine, shell("busybox hostname; echo out; echo err >&2; exit 37"));
     assert_eq!((ending, said.as_str()), (Ending::Exited(37), "anchorage\nout\nerr\n"));

@@ -59,12 +59,13 @@ fn main() -> ExitCode {
         eprintln!("anchorhold: agent: {panic}");
         files::power_off();
     }));
+    let began = since_boot();
     let port = match begin() {
         Ok(port) => port,
         Err(failure) => die(None, &failure),
     };
     let mut guest = serve::Guest::new(port.clone());
-    match start(&port, &mut guest).and_then(|()| serve::requests(&mut guest)) {
+    match start(&port, &mut guest, began).and_then(|()| serve::requests(&mut guest)) {
         Ok(()) => files::power_off(),
         Err(failure) => die(Some(&port), &failure),
     }
@@ -105,7 +106,7 @@ fn load_modules() -> Result<(), Failure> {
 }
 
 /// Does what the image lists, and says that all is ready.
-fn start(port: &Port, guest: &mut serve::Guest) -> Result<(), Failure> {
+fn start(port: &Port, guest: &mut serve::Guest, began: u64) -> Result<(), Failure> {
     let mut frames = Frames::new();
     frames.feed(&fs::read(START).doing(|| format!("reading {START}"))?);
     while let Some(message) = frames.next_message().doing(|| format!("reading {START}"))? {
@@ -116,7 +117,11 @@ fn start(port: &Port, guest: &mut serve::Guest) -> Result<(), Failure> {
         return Err(Failure::new(format!("reading {START}"), "it is cut off"));
     }
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    let up = rustix::time::clock_gettime(ClockId::Boottime);
-    let up = (up.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(up.tv_nsec as u64);
-    port.say(&Report::Ready { kernel, up })
+    port.say(&Report::Ready { kernel, began, up: since_boot() })
+}
+
+/// How long the kernel has run, in nanoseconds.
+fn since_boot() -> u64 {
+    let now = rustix::time::clock_gettime(ClockId::Boottime);
+    (now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64)
 }

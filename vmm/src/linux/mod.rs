@@ -304,7 +304,7 @@ pub fn run(
     }
     let boot = Wait::new("the agent in the guest", Duration::from_millis(job.boot_limit))
         .unless_stalled(Duration::from_millis(job.boot_stall), job.accelerator);
-    let (kernel, _) = agent.ready(&mut machine, &boot)?;
+    let kernel = agent.ready(&mut machine, &boot)?.kernel;
     if let Some(cover) = cover {
         agent.request(&mut machine, cover, &Wait::new("the inputs in the guest", PATIENCE)).map_err(|failure| {
             let is_refusal = failure.class == FailureClass::GuestRefused;

@@ -148,7 +148,7 @@ impl Pair {
             switch,
         };
         let ready = pair.boot_wait("the agent in the controller");
-        (pair.kernel, _) = pair.agent.ready(&mut pair.controller, &ready)?;
+        pair.kernel = pair.agent.ready(&mut pair.controller, &ready)?.kernel;
         pair.write_files()?;
         let server = pair.desk.server();
         pair.resting.server = pair.agent.serve(&mut pair.controller, SERVER, server)?;

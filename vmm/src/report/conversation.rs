@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::Started;
 use super::frame::{FrameError, Frames};
 use super::message::{Ending, Report, Request, RunRequest, What};
 
@@ -161,11 +162,11 @@ impl Conversation {
     ///
     /// # Errors
     /// If it gave up, is not ready within `limit`, or is gone.
-    pub fn ready(&mut self, limit: Duration) -> Result<(String, Duration), ConversationError> {
+    pub fn ready(&mut self, limit: Duration) -> Result<Started, ConversationError> {
         let deadline = Instant::now() + limit;
         loop {
             match self.next_until(deadline, limit, "its agent to be ready")? {
-                Report::Ready { kernel, up } => return Ok((kernel, Duration::from_nanos(up))),
+                Report::Ready { kernel, began, up } => return Ok(Started::of(kernel, began, up)),
                 Report::Died { why } => return Err(ConversationError::Died(why)),
                 _ => {}
             }

@@ -144,7 +144,9 @@ pub enum Report {
     Ready {
         /// The release of the kernel, as of uname(2).
         kernel: String,
-        /// How long ago the kernel began, in nanoseconds.
+        /// How long the kernel had run when the agent began, in nanoseconds of the guest's.
+        began: u64,
+        /// How long it has run now.
         up: u64,
     },
     /// For people: what is being done.
@@ -357,7 +359,7 @@ impl Report {
     pub fn encode(&self) -> Result<Vec<u8>, FrameError> {
         let mut f = Writer::new();
         match self {
-            Self::Ready { kernel, up } => f.u8(0).bytes(kernel).u64(*up),
+            Self::Ready { kernel, began, up } => f.u8(0).bytes(kernel).u64(*began).u64(*up),
             Self::Progress(text) => f.u8(1).bytes(text),
             Self::Done { number } => f.u8(2).u32(*number),
             Self::Failed { number, why } => f.u8(3).u32(*number).bytes(why),
@@ -386,7 +388,11 @@ impl Report {
         let mut f = Reader::new(message);
         let words = |f: &mut Reader<'_>| Ok::<_, FieldError>(String::from_utf8_lossy(f.bytes("text")?).into_owned());
         let report = match f.u8("report")? {
-            0 => Self::Ready { kernel: words(&mut f)?, up: f.u64("time since start")? },
+            0 => Self::Ready {
+                kernel: words(&mut f)?,
+                began: f.u64("time of beginning")?,
+                up: f.u64("time since start")?,
+            },
             1 => Self::Progress(words(&mut f)?),
             2 => Self::Done { number: f.u32("number")? },
             3 => Self::Failed { number: f.u32("number")?, why: words(&mut f)? },
@@ -495,7 +501,11 @@ mod tests {
         ];
         let number = any::<u32>();
         prop_oneof![
-            (any::<String>(), any::<u64>()).prop_map(|(kernel, up)| Report::Ready { kernel, up }),
+            (any::<String>(), any::<u64>(), any::<u64>()).prop_map(|(kernel, began, up)| Report::Ready {
+                kernel,
+                began,
+                up
+            }),
             any::<String>().prop_map(Report::Progress),
             number.prop_map(|number| Report::Done { number }),
             (number, any::<String>()).prop_map(|(number, why)| Report::Failed { number, why }),
