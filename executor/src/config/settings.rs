@@ -99,6 +99,7 @@ pub struct Settings {
     pub vm_wire: String,
     pub vm_store: String,
     pub vm_store_cache: String,
+    pub vm_clock: String,
     pub vm_save: bool,
     /// In bytes.
     pub vm_exchange: u64,
@@ -164,6 +165,7 @@ impl Settings {
             vm_wire: read.text("vm-wire"),
             vm_store: read.text("vm-store"),
             vm_store_cache: read.text("vm-store-cache"),
+            vm_clock: read.text("vm-clock"),
             vm_save: read.truth("vm-save"),
             vm_exchange: read.bytes("vm-exchange").unwrap_or(1 << 30),
         }

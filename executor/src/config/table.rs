@@ -491,6 +491,13 @@ pub const SETTINGS: &[Setting] = &[
         "What a Linux machine, or a controller, keeps of the inputs that it has read: by 9p all (`loose`) or nothing (`none`), by virtiofs all (`always`), names and no contents (`metadata`) or nothing (`never`). `auto`, and words of the other way, keep all.",
     ),
     setting(
+        "vm-clock",
+        Kind::Choice(&["now", "2010"]),
+        "\"now\"",
+        "machines",
+        "What the clocks of machines show to a build: the host's time, or one that begins on the first of January 2010 and goes on where a saved guest's stood. What is written to the host by 9p has the host's time in any case, and programs that compare the times of files, as configure and make do, want one clock.",
+    ),
+    setting(
         "vm-save",
         Kind::Bool,
         "false",

@@ -32,7 +32,7 @@ use anchorhold_vmm::kernel::{Feature, Kernel};
 use anchorhold_vmm::linux::{self, Job, View};
 use anchorhold_vmm::pair::job::Topology;
 use anchorhold_vmm::qemu::Installed;
-use anchorhold_vmm::spec::Accelerator;
+use anchorhold_vmm::spec::{Accelerator, Clock};
 use serde::{Deserialize, Serialize};
 
 use crate::config::settings::Settings;
@@ -102,6 +102,8 @@ pub struct Machines {
     pub store: String,
     /// What it keeps of the store by 9p: `auto`, `loose` or `none`.
     pub store_cache: String,
+    /// What the clocks of guests show: `now` or `2010`.
+    pub clock: String,
     /// Whether builds save machines that are not saved yet, and revive them from then on.
     pub save: bool,
     /// The group whose members the rooms of stages run under; nobody's ids if none.
@@ -126,6 +128,7 @@ impl Machines {
             wire: settings.vm_wire.clone(),
             store: settings.vm_store.clone(),
             store_cache: settings.vm_store_cache.clone(),
+            clock: settings.vm_clock.clone(),
             save: settings.vm_save,
             users: settings.build_users_group.clone(),
         }
@@ -197,6 +200,11 @@ impl Machines {
     /// Whether machines keep what they have read of what nobody changes, by 9p: the setting `vm-store-cache`.
     pub(crate) fn keeps_inputs(&self) -> bool {
         self.store_cache != "none"
+    }
+
+    /// What the clocks of guests show: the setting `vm-clock`.
+    pub(crate) fn clock(&self) -> Clock {
+        if self.clock == "2010" { Clock::Virtual } else { Clock::Host }
     }
 
     /// What executes a guest.
@@ -365,6 +373,7 @@ pub fn prepare(
         qemu: Some(qemu.clone()),
         accelerator,
         cpu: cpu(accelerator).to_owned(),
+        clock: machines.clock(),
         memory: wanted.memory,
         cores: wanted.cores,
         view: wanted.view.clone(),

@@ -188,6 +188,7 @@ pub fn in_pair(
         topology: machines.topology(),
         wire: if machines.wire == "vde" { Kind::Vde } else { Kind::Dgram },
         saved,
+        clock: machines.clock(),
         key: in_room(&key),
         known_hosts: in_room(&known_hosts),
         qemu: Some(ground.qemu.clone()),

@@ -1,6 +1,7 @@
 //! Machines under a real QEMU, by emulation: `/dev/kvm` is never used here, for there are hosts where it is a trap.
 
 mod builds;
+mod clock;
 mod control;
 mod failures;
 mod hostile;

@@ -28,7 +28,7 @@ use crate::qemu::Installed;
 use crate::readiness::Wait;
 use crate::report::{MountRequest, PORT_NAME, RunRequest, Streams, What};
 use crate::shares::{self, Cache};
-use crate::spec::{Accelerator, Drive, DriveBus, DriveFormat, MachineSpec, Share, ShareKind};
+use crate::spec::{Accelerator, Clock, Drive, DriveBus, DriveFormat, MachineSpec, Share, ShareKind};
 use crate::visitors::Visitors;
 
 /// How long a request that has nothing to wait for may take: on a host that is overloaded.
@@ -50,6 +50,9 @@ pub struct Job {
     pub accelerator: Accelerator,
     /// QEMU's CPU model.
     pub cpu: String,
+    /// What its clock begins with.
+    #[serde(default)]
+    pub clock: Clock,
     /// Memory, in MiB.
     pub memory: u64,
     /// Processors.
@@ -228,6 +231,7 @@ impl Job {
         spec.accelerator = self.accelerator;
         spec.cpu.clone_from(&self.cpu);
         spec.cores = self.cores;
+        spec.clock = self.clock;
         spec.ports.push(PORT_NAME.to_owned());
         spec.drives.extend(self.disk.iter().map(|image| Drive {
             serial: "disk".into(),

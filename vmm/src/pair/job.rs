@@ -18,6 +18,7 @@ use crate::profile::{Language, Profile};
 use crate::qemu::Installed;
 use crate::readiness::Wait;
 use crate::shares::exchange::{ExchangeError, Watch, check_limited};
+use crate::spec::Clock;
 use crate::visitors::Visitors;
 use crate::{stages, wire};
 
@@ -87,6 +88,9 @@ pub struct Job {
     /// The saved machines that are revived instead of starting them; of the same topology.
     #[serde(default)]
     pub saved: Option<Saved>,
+    /// What the clocks show while the command runs: what they did when the machines were started or saved, or the host's time.
+    #[serde(default)]
+    pub clock: Clock,
     /// The file of the private key.
     pub key: PathBuf,
     /// The file of the guest's host key.
@@ -188,7 +192,7 @@ pub fn in_standing(
         );
         let _ = output(true, line.as_bytes());
     }
-    standing::mount(pair, &job.pair.store, exchange)?;
+    standing::mount(pair, &job.pair.store, exchange, job.clock)?;
     let watches = job.watched.iter().map(|directory| Watch::begin(directory)).collect::<Result<Vec<_>, _>>();
     let watches = watches.map_err(|error| full(&error))?;
     let limit = job.limit.map_or(Duration::MAX, Duration::from_millis);
@@ -226,7 +230,7 @@ pub fn in_standing(
 /// # Errors
 /// All that ends a wait.
 pub fn session(pair: &mut dyn Standing, job: &Job) -> Result<End, Failure> {
-    standing::mount(pair, &job.pair.store, &job.pair.exchange)?;
+    standing::mount(pair, &job.pair.store, &job.pair.exchange, job.clock)?;
     let end = pair.session()?;
     standing::unmount(pair)?;
     Ok(end)

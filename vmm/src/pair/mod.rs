@@ -45,6 +45,7 @@ use crate::readiness::Wait;
 use crate::report::What;
 use crate::shares::samba::{Account, SambaError};
 use crate::shares::{self, Cache};
+use crate::spec::Clock;
 use crate::wire;
 
 /// The account of Samba: the user of the controller's image by whom files are written.
@@ -222,7 +223,7 @@ impl Pair {
     /// # Errors
     /// [`FailureClass::NoShare`] above all.
     pub fn mount(&mut self, store: &Path, exchange: &Path) -> Result<(), Failure> {
-        standing::mount(self, store, exchange)
+        standing::mount(self, store, exchange, Clock::Virtual)
     }
 
     /// Runs a line in the guest, as [`Standing::run`].
@@ -361,8 +362,9 @@ impl Standing for Pair {
         Pair::run(self, line, wait, output)
     }
 
-    fn set_clock(&mut self, seconds: u64) -> Result<(), Failure> {
-        self.set_clocks(seconds)
+    fn set_servers_clock(&mut self, time: Duration) -> Result<(), Failure> {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.ask(What::SetClock { nanoseconds }, "the controller's clock")
     }
 
     fn session(&mut self) -> Result<End, Failure> {

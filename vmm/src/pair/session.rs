@@ -1,4 +1,4 @@
-//! What is wanted of a pair besides builds: the guest at rest, both clocks, a session for a person.
+//! What is wanted of a pair besides builds: the guest at rest, a session for a person.
 
 use std::time::Duration;
 
@@ -34,13 +34,6 @@ impl Pair {
         }
         self.ask(What::Ping, "a sign of life")?;
         Ok(self.resting.clone())
-    }
-
-    pub(super) fn set_clocks(&mut self, seconds: u64) -> Result<(), Failure> {
-        let nanoseconds = seconds.saturating_mul(1_000_000_000);
-        self.ask(What::SetClock { nanoseconds }, "the controller's clock")?;
-        let line = self.desk.profile.set_clock(seconds);
-        standing::must(self, &line, "setting the guest's clock")
     }
 
     pub(super) fn session_at_console(&mut self) -> Result<End, Failure> {

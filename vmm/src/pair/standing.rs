@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::SSH_FAILED;
 use crate::controller;
@@ -12,6 +12,7 @@ use crate::profile::{Drive, Language, Profile};
 use crate::readiness::Wait;
 use crate::shares;
 use crate::shares::samba::Account;
+use crate::spec::Clock;
 
 /// How long a line may take that has nothing to wait for: on a host that is overloaded.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -55,11 +56,11 @@ pub trait Standing {
     fn run(&mut self, line: &str, wait: &Wait, output: &mut dyn FnMut(&[u8]) -> io::Result<()>)
     -> Result<End, Failure>;
 
-    /// Sets the clocks, to seconds since 1970. Without it those of a revived guest go on where they were saved.
+    /// Sets the clock of the server that gives it drives, to a time since 1970, where that has one of its own.
     ///
     /// # Errors
     /// All that ends a wait.
-    fn set_clock(&mut self, seconds: u64) -> Result<(), Failure>;
+    fn set_servers_clock(&mut self, time: Duration) -> Result<(), Failure>;
 
     /// A session in the guest for a person: of a pair at its controller's console, of a lone guest at our own terminal.
     ///
@@ -103,8 +104,13 @@ fn of_login(words: &str) -> Option<FailureClass> {
 }
 
 /// Gives the guest its drives, and tries each. `store` and `exchange` are the directories behind two of them, as this process
-/// sees them.
-pub(super) fn mount(standing: &mut dyn Standing, store: &Path, exchange: &Path) -> Result<(), Failure> {
+/// sees them. With the host's clock all are set to that first: files get their times from whoever writes them, and a program
+/// that compares one of its own with another's must find one clock.
+pub(super) fn mount(standing: &mut dyn Standing, store: &Path, exchange: &Path, clock: Clock) -> Result<(), Failure> {
+    let now = (clock == Clock::Host).then(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+    if let Some(now) = now {
+        standing.set_servers_clock(now)?;
+    }
     standing.open_shares()?;
     let nonce = format!("probe-{}", std::process::id());
     let probe = exchange.join(&nonce);
@@ -117,6 +123,9 @@ pub(super) fn mount(standing: &mut dyn Standing, store: &Path, exchange: &Path) 
     let in_store = in_store.and_then(|entry| entry.file_name().into_string().ok());
     let profile = standing.profile().clone();
     let mut lines = Vec::new();
+    if let Some(now) = now {
+        lines.push(("setting the guest's clock".to_owned(), profile.set_clock(now.as_secs())));
+    }
     for drive in &profile.drives {
         let line = profile.mount(drive, controller::ADDRESS, standing.account());
         let name = format!("{} ({})", drive.letter, drive.share);
@@ -258,7 +267,7 @@ mod tests {
             output(words.as_bytes()).unwrap();
             Ok(End::Status(status))
         }
-        fn set_clock(&mut self, _: u64) -> Result<(), Failure> {
+        fn set_servers_clock(&mut self, _: Duration) -> Result<(), Failure> {
             Ok(())
         }
         fn session(&mut self) -> Result<End, Failure> {

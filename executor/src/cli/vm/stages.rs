@@ -11,6 +11,7 @@ use anchorhold_sandbox::outcome::End;
 use anchorhold_sandbox::quantity::{Duration, Size};
 use anchorhold_sandbox::room::Limits;
 use anchorhold_vmm::failure::Failure;
+use anchorhold_vmm::spec::Clock;
 use anchorhold_vmm::stages::{Cache, Entry, Stage};
 use clap::Args;
 use serde_json::json;
@@ -248,12 +249,11 @@ fn in_revived(options: &ReviveOptions) -> Result<i32, Refused> {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         if path.is_dir() { Ok(path) } else { Err(not_started(format_args!("{} is no directory", path.display()))) }
     };
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let revival = Revival {
         command,
         store: options.store.as_deref().map(absolute).transpose()?,
         exchange: options.exchange.as_deref().map(absolute).transpose()?,
-        clock: options.now.then(now),
+        clock: if options.now { Clock::Host } else { Clock::Virtual },
         limits: Limits { time: options.timeout, ..Limits::default() },
     };
     let (report, end) = stages.revive(&suspended, revival, &mut OwnStreams::default()).map_err(failed)?;

@@ -76,8 +76,6 @@ pub enum Task {
         directory: PathBuf,
         /// The disk that its key knows.
         base: PathBuf,
-        /// Seconds since 1970.
-        clock: Option<u64>,
         /// A session for a person instead of the command.
         session: bool,
     },
@@ -166,9 +164,9 @@ fn work() -> Result<Report, Failure> {
             drop(watching);
             Ok(done(0, &pair.accelerator))
         }
-        Task::Revive { job, directory, base, clock, session } => {
+        Task::Revive { job, directory, base, session } => {
             let accelerator = job.pair.accelerator;
-            let status = revive(&installed, &job, &directory, &base, clock, session, &command)?;
+            let status = revive(&installed, &job, &directory, &base, session, &command)?;
             Ok(match status {
                 End::Status(status) => done(status.into(), &accelerator),
                 End::Signal(signal) => done(128 + i32::try_from(signal).unwrap_or(0), &accelerator),
@@ -206,7 +204,6 @@ fn revive(
     job: &Job,
     directory: &Path,
     base: &Path,
-    clock: Option<u64>,
     session: bool,
     command: &Command,
 ) -> Result<End, Failure> {
@@ -216,9 +213,6 @@ fn revive(
     let (topology, run) = (&job.topology, runs(&job.topology)?);
     let parts = stages::Parts { installed, topology, keys: &keys, run, limits: job.limits };
     let mut standing = stages::revive(parts, &pair, directory)?;
-    if let Some(seconds) = clock {
-        standing.set_clock(seconds)?;
-    }
     if session {
         if *topology == Topology::Pair {
             Typing::begin(&Path::new(room::RESULT).join(SOCKETS[1]))?;

@@ -35,7 +35,7 @@ use anchorhold_vmm::pair::{self, CONTROLLER_MEMORY, Keys, PairSpec, Side};
 use anchorhold_vmm::profile::{Profile, System};
 use anchorhold_vmm::qemu::Installed;
 use anchorhold_vmm::report::What;
-use anchorhold_vmm::spec::Drive;
+use anchorhold_vmm::spec::{Clock, Drive};
 use anchorhold_vmm::stages::{
     Cache, DISK, Entry as Kept, Fields, InstallSpec, Making, Record, Stage, guest_start, prepare, ready, suspend_key,
     suspended_files, suspended_memories,
@@ -500,6 +500,7 @@ impl Stages {
             topology: self.machines.topology(),
             wire: Kind::Dgram,
             saved: None,
+            clock: wanted.clock,
             key: self.images.join("key"),
             known_hosts: self.images.join("known_hosts"),
             qemu: Some(self.installed.program.clone()),
@@ -513,7 +514,6 @@ impl Stages {
             job: Box::new(job),
             directory: directory.clone(),
             base: suspended.install.file(DISK),
-            clock: wanted.clock,
             session: wanted.command.is_none(),
         };
         let output = if wanted.command.is_none() { Output::Terminal } else { Output::Pipe };
@@ -617,8 +617,8 @@ pub struct Revival {
     pub store: Option<PathBuf>,
     /// The directory behind the exchange; memory if none.
     pub exchange: Option<PathBuf>,
-    /// What the clocks are set to, in seconds since 1970; they go on where they were saved if nothing.
-    pub clock: Option<u64>,
+    /// What the clocks show.
+    pub clock: Clock,
     /// How much it may use.
     pub limits: Limits,
 }
