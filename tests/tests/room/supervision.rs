@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 
 use crate::{footprint, room};
 
-/// A room dies with its supervisor within this.
-const AT_ONCE: Duration = Duration::from_secs(1);
+/// A room dies with its supervisor within this: nothing in it ends by itself, and a busy host takes its time.
+const AT_ONCE: Duration = Duration::from_secs(20);
 
 #[test]
 fn everything_in_a_room_is_dead_before_the_command_line_returns() {
