@@ -23,7 +23,7 @@ use anchorhold_vmm::qemu::Installed;
 use anchorhold_vmm::readiness::Wait;
 use anchorhold_vmm::report::{RunRequest, Streams, What};
 use anchorhold_vmm::shares::{self, samba};
-use anchorhold_vmm::spec::Accelerator;
+use anchorhold_vmm::spec::{Accelerator, Clock};
 use anchorhold_vmm::wire::Kind;
 use serde_json::json;
 
@@ -128,6 +128,7 @@ impl World {
             topology: Topology::Pair,
             wire: Kind::Dgram,
             saved: None,
+            clock: Clock::Virtual,
             key: path("key"),
             known_hosts: path("known_hosts"),
             qemu: None,

@@ -313,20 +313,21 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let mut guest = scripted(&[(2, "")]);
         guest.answers[0].1 = format!("{AT}0\n{AT}1\nmount: bad option password={}\n", guest.account.password());
-        let failure = mount(&mut guest, &place.path().join("none"), place.path()).unwrap_err();
+        let failure = mount(&mut guest, &place.path().join("none"), place.path(), Clock::Virtual).unwrap_err();
         assert_eq!(failure.class, FailureClass::NoShare);
         assert!(failure.what.starts_with("mounting the drive X: (xchg) failed (status 2): "), "{}", failure.what);
         assert!(!failure.what.contains(guest.account.password()), "{}", failure.what);
         // With ssh's own status nothing is known of the drive.
         let mut guest = scripted(&[(255, "Timeout, server 192.168.0.1 not responding.")]);
-        let failure = mount(&mut guest, Path::new("/none"), place.path()).unwrap_err();
+        let failure = mount(&mut guest, Path::new("/none"), place.path(), Clock::Virtual).unwrap_err();
         assert_eq!(failure.class, FailureClass::SessionLost);
         // A guest that was revived is logged into by it.
         for (words, class) in [
             ("Host key verification failed.", FailureClass::WrongKey),
             ("root@127.0.0.1: Permission denied (publickey).", FailureClass::NoLogin),
         ] {
-            let failure = mount(&mut scripted(&[(255, words)]), Path::new("/none"), place.path()).unwrap_err();
+            let failure =
+                mount(&mut scripted(&[(255, words)]), Path::new("/none"), place.path(), Clock::Virtual).unwrap_err();
             assert_eq!(failure.class, class);
         }
     }
@@ -336,9 +337,15 @@ mod tests {
         let (store, exchange) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(store.path().join("abc-in-1.0"), "").unwrap();
         let mut guest = scripted(&[(0, "")]);
-        mount(&mut guest, store.path(), exchange.path()).unwrap();
+        mount(&mut guest, store.path(), exchange.path(), Clock::Virtual).unwrap();
+        assert!(!guest.lines[0].contains("date"), "{:?}", guest.lines);
         assert!(guest.lines[0].contains("( test -r '/nix/store/abc-in-1.0' )"), "{:?}", guest.lines);
         assert!(guest.lines[0].contains("( test -r '/xchg/probe-"), "{:?}", guest.lines);
         assert_eq!(std::fs::read_dir(exchange.path()).unwrap().count(), 0, "the probe is gone");
+        // Before them the clock, in the same line: each costs a shell of the guest's.
+        guest.answers = vec![(0, String::new())];
+        mount(&mut guest, store.path(), exchange.path(), Clock::Host).unwrap();
+        let (clock, drives) = guest.lines[1].split_once("mount -t cifs").unwrap();
+        assert!(clock.contains("( date -u -s @") && !drives.contains("date"), "{:?}", guest.lines);
     }
 }
