@@ -451,11 +451,14 @@ pub struct Seccomp {
     pub record: Option<bool>,
     /// Whether 32-bit programs run.
     pub compat: bool,
+    /// Whether changing a file's owner answers success and does nothing. Nobody is given more by it: it is for QEMU, which
+    /// does as its guest's root says, in a room that has one user.
+    pub ignore_chown: bool,
 }
 
 impl Default for Seccomp {
     fn default() -> Self {
-        Self { record: None, compat: true }
+        Self { record: None, compat: true, ignore_chown: false }
     }
 }
 

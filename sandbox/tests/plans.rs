@@ -126,7 +126,7 @@ fn each_profile_started_as_root_and_as_a_user() {
 #[test]
 fn what_each_wish_changes() {
     type Change = fn(&mut Room, &mut Host);
-    let changes: [(&str, Change); 14] = [
+    let changes: [(&str, Change); 15] = [
         ("kvm granted", |room, _| room.devices.kvm = true),
         ("kvm granted, which everybody may open", |room, host| {
             room.devices.kvm = true;
@@ -169,6 +169,7 @@ fn what_each_wish_changes() {
         ("a generated program", |room, _| {
             room.mounts.push(Entry::File { inside: "/init".into(), text: "#!/bin/sh\n".into(), executable: true });
         }),
+        ("changes of owner ignored", |room, _| room.seccomp.ignore_chown = true),
         ("a kernel before 5.12", |_, host| host.mount_setattr = false),
         ("the first Landlock, without scopes", |_, host| host.landlock = 1),
     ];

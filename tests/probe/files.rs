@@ -24,6 +24,9 @@ pub fn answer(words: &[&str]) -> Option<Answer> {
             Mode::from_bits_retain(octal(mode)),
             nix::sys::stat::FchmodatFlags::FollowSymlink,
         )),
+        ["give", path, user, group] => std::os::unix::fs::lchown(path, Some(number(user)), Some(number(group)))
+            .map_err(errno)
+            .and_then(|()| described(Path::new(path))),
         ["set-times", path] => {
             let (now, flags) = (TimeSpec::UTIME_NOW, UtimensatFlags::FollowSymlink);
             done(utimensat(AT_FDCWD, path, &now, &now, flags))

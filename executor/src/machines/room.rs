@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anchorhold_sandbox::Room;
 use anchorhold_sandbox::quantity::Size;
 use anchorhold_sandbox::room::{
-    Devices, Entry, Identity, Limits, Network, NetworkMode, Output, Outside, Process, Profile, Stdin,
+    Devices, Entry, Identity, Limits, Network, NetworkMode, Output, Outside, Process, Profile, Seccomp, Stdin,
 };
 use anchorhold_vmm::spec::Accelerator;
 
@@ -82,6 +82,8 @@ pub fn room(parts: Parts<'_>) -> Room {
         devices: Devices { kvm: prepared.accelerator == Accelerator::Kvm, ..Devices::default() },
         network: Network { mode: Some(NetworkMode::None), ..Network::default() },
         limits: parts.limits,
+        // QEMU gives files away in its guest's name; the room has one user to give them to.
+        seccomp: Seccomp { ignore_chown: true, ..Seccomp::default() },
         process: Process {
             program: SUPERVISOR.into(),
             argv0: Some("anchorhold".into()),
@@ -122,6 +124,7 @@ mod tests {
         let made = room(parts(&prepared));
         assert_eq!((made.profile, made.devices.kvm), (Profile::Machines, false));
         assert_eq!(made.network_mode(), NetworkMode::None);
+        assert!(made.seccomp.ignore_chown);
         let writable: Vec<_> = made
             .mounts
             .iter()

@@ -7,6 +7,7 @@ mod failures;
 mod hostile;
 mod inputs;
 mod memory;
+mod owners;
 mod pairs;
 mod pretender;
 mod vm_run;

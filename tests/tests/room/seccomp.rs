@@ -96,6 +96,35 @@ fn nothing_can_be_typed_even_into_a_terminal_of_the_rooms_own() {
     assert_eq!(room().probe(["type-into", "new-terminal"]).line(), "EPERM");
 }
 
+/// A room has one user; that giving a file to another succeeds and does nothing is for machines, and asked for by name.
+#[test]
+fn a_file_is_given_to_nobody_whether_or_not_that_is_told() {
+    let ids: [&[&str]; 3] = [&["0", "0"], &["4711", "815"], &["1000", "0"]];
+    for profile in ["build", "nested", "machines"] {
+        for to in ids {
+            let words = [&["give", "/tmp"], to].concat();
+            assert_eq!(room_of(profile).probe(words).line(), "EINVAL", "{profile} {to:?}");
+        }
+    }
+    let footprint = footprint();
+    let file = footprint.path("room.toml");
+    let text = "[seccomp]\nignore-chown = true\n[[mount]]\nkind = \"tmpfs\"\ninside = \"/tmp\"\n";
+    std::fs::write(&file, text).expect("a room file");
+    let result = footprint.path("result.json");
+    let ignoring = || room().with(["--room", file.to_str().expect("a plain path")]);
+    let whose = ignoring().probe(["stat", "/tmp"]).line().to_owned();
+    assert!(whose.ends_with(" 1000:100"), "{whose}");
+    for to in ids {
+        let words = [&["give", "/tmp"], to].concat();
+        assert_eq!(ignoring().probe(words).line(), whose, "{to:?}");
+    }
+    // And whoever reads the seal sees it.
+    let sealed = ignoring().with(["--result", result.to_str().expect("a plain path")]);
+    assert_eq!(sealed.probe(["chmod", "/tmp", "4755"]).line(), "EPERM");
+    let told: serde_json::Value = serde_json::from_slice(&std::fs::read(&result).expect("a result")).expect("JSON");
+    assert!(told["seal"].to_string().contains("does nothing"), "{told}");
+}
+
 #[test]
 fn the_filter_is_in_force_for_every_payload() {
     for kind in [&[][..], &["--profile", "nested"], &["--init"], &["--linux32"]] {

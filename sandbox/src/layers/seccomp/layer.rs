@@ -25,17 +25,20 @@ pub enum Action {
         nested: bool,
         /// Whether 32-bit programs run.
         compat: bool,
+        /// Whether changes of owner answer success and do nothing.
+        ignore_chown: bool,
     },
 }
 
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Load { record, nested, compat } = self;
+        let Self::Load { record, nested, compat, ignore_chown } = self;
         f.write_str("load the system call filter")?;
         for (on, words) in [
             (*record, ", refusals recorded"),
             (*nested, ", entering namespaces allowed"),
             (!*compat, ", no 32-bit programs"),
+            (*ignore_chown, ", changes of owner do nothing"),
         ] {
             if on {
                 f.write_str(words)?;
@@ -53,6 +56,7 @@ pub(in crate::layers) fn plan(room: &Room, _: &Host, draft: &mut Draft) -> Resul
                 record: room.record_refusals(),
                 nested: room.profile == Profile::Nested,
                 compat: room.seccomp.compat,
+                ignore_chown: room.seccomp.ignore_chown,
             },
         );
     }
@@ -60,14 +64,17 @@ pub(in crate::layers) fn plan(room: &Room, _: &Host, draft: &mut Draft) -> Resul
 }
 
 pub(in crate::layers) fn apply(action: &Action, site: &mut Site<'_>) -> Outcome {
-    let Action::Load { record, nested, compat } = *action;
-    site.listener = site.sys.load_filter(Choices { record, nested, compat })?;
+    let Action::Load { record, nested, compat, ignore_chown } = *action;
+    site.listener = site.sys.load_filter(Choices { record, nested, compat, ignore_chown })?;
     let recording = match (record, &site.listener) {
         (true, Some(_)) => "on",
         (true, None) => "impossible here: an outer sandbox listens already, or the kernel is older than 5.0",
         (false, _) => "off",
     };
     site.note(Layer::Seccomp, "recording", recording);
+    if ignore_chown {
+        site.note(Layer::Seccomp, "chown", "does nothing");
+    }
     Ok(())
 }
 
@@ -75,8 +82,10 @@ pub(in crate::layers) fn verify(_: &Room, view: &View<'_>) -> Finding {
     let mut finding = Finding::new();
     finding.expect("Seccomp", view.status("Seccomp"), "2");
     finding.fact("Seccomp_filters", view.status("Seccomp_filters").unwrap_or("unknown"));
-    if let Some(recording) = view.note(Layer::Seccomp, "recording") {
-        finding.fact("recording", recording);
+    for key in ["recording", "chown"] {
+        if let Some(noted) = view.note(Layer::Seccomp, key) {
+            finding.fact(key, noted);
+        }
     }
     finding
 }

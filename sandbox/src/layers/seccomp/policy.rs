@@ -53,6 +53,7 @@ impl Row {
             None => true,
             Some(Only::Record) => choices.record,
             Some(Only::Nested) => choices.nested,
+            Some(Only::IgnoreChown) => choices.ignore_chown,
         }
     }
 
@@ -71,7 +72,7 @@ impl Row {
         if self.made && !self.record {
             return about("what the supervisor does itself is handed to it as what it records is");
         }
-        if self.record && matches!(self.verdict, Verdict::Allow | Verdict::Enosys) {
+        if self.record && matches!(self.verdict, Verdict::Allow | Verdict::Nothing | Verdict::Enosys) {
             return about("only refusals other than ENOSYS are recorded");
         }
         for condition in self.when.iter().chain(&self.unless).flatten() {
@@ -91,12 +92,14 @@ impl Row {
     }
 }
 
-/// What a row decides: that the call is allowed, or the errno that it answers.
+/// What a row decides: that the call is allowed, or what it answers instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Verdict {
     /// The call goes to the kernel.
     Allow,
+    /// Success, though nothing is done.
+    Nothing,
     /// Not permitted.
     Eperm,
     /// Busy.
@@ -114,10 +117,11 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// The errno, or `None` for an allowed call. The numbers are the same on every architecture here (asm-generic/errno.h).
+    /// The errno, 0 for success without the call, or `None` for an allowed call. The numbers are the same on every architecture here (asm-generic/errno.h).
     pub fn errno(self) -> Option<u16> {
         match self {
             Verdict::Allow => None,
+            Verdict::Nothing => Some(0),
             Verdict::Eperm => Some(1),
             Verdict::Ebusy => Some(16),
             Verdict::Enotty => Some(25),
@@ -131,12 +135,14 @@ impl Verdict {
 
 /// The choice that a row depends on.
 #[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Only {
     /// [`Choices::record`]
     Record,
     /// [`Choices::nested`]
     Nested,
+    /// [`Choices::ignore_chown`]
+    IgnoreChown,
 }
 
 /// A comparison of the low half of one argument.
@@ -251,6 +257,7 @@ mod tests {
             "verdict = 'EPERM'\nshow = { arg = 0, as = 'hex' }",
             "verdict = 'ENOSYS'\nrecord = true\nhint = 'h'",
             "verdict = 'ALLOW'\nrecord = true\nhint = 'h'",
+            "verdict = 'NOTHING'\nrecord = true\nhint = 'h'",
             "verdict = 'EPERM'\nwhen = [[]]",
             "verdict = 'EPERM'\nwhen = [[{ arg = 6, is = 1 }]]",
             "verdict = 'EPERM'\nwhen = [[{ arg = 0 }]]",

@@ -63,8 +63,8 @@ pub fn load(choices: Choices) -> io::Result<Option<OwnedFd>> {
 
 /// The row that refused a call, found by asking the program again: a notification does not carry the filter's answer.
 ///
-/// It asks the strictest recording program. A looser one differs only in calls that it allows, and those are not
-/// reported, so both find the same row.
+/// It asks the strictest recording program. A looser one differs only in calls that it allows or answers by itself, and
+/// those are not reported, so both find the same row.
 pub(super) fn refusing_row(call: &libc::seccomp_data) -> Option<&'static Recorded> {
     match judge(call) {
         Judgement::Refused(row) => Some(row),
@@ -74,7 +74,7 @@ pub(super) fn refusing_row(call: &libc::seccomp_data) -> Option<&'static Recorde
 
 /// What the strictest recording program decides about a call, made or not.
 pub(super) fn judge(call: &libc::seccomp_data) -> Judgement {
-    let strictest = Choices { record: true, nested: false, compat: true };
+    let strictest = Choices { record: true, nested: false, compat: true, ignore_chown: false };
     let Some(action) = interpret::run(program(strictest), call) else { return Judgement::Unknown };
     let row = || ROWS.get((action & libc::SECCOMP_RET_DATA) as usize)?.as_ref();
     match action & libc::SECCOMP_RET_ACTION_FULL {

@@ -262,6 +262,23 @@ fn choices_open_what_they_say_and_nothing_else() {
         assert_eq!(ask("setns", [3, 0, 0, 0, 0, 0]) == ALLOW, choices.nested);
         assert_ne!(ask("socket", [38, 5, 0, 0, 0, 0]), ALLOW);
         assert_eq!(ask("io_uring_setup", [1, 0, 0, 0, 0, 0]), ENOSYS);
+        assert_eq!(ask("fchownat", [0, 0, 0, 0, 0, 0]) == ALLOW, !choices.ignore_chown);
+    });
+}
+
+/// Every name that an architecture has for it, so that none of them is a way to the kernel where the others are not.
+#[test]
+fn no_change_of_owner_reaches_the_kernel_where_they_are_ignored() {
+    everywhere(|_, architecture, choices, program| {
+        let names: Vec<_> = architecture.calls.iter().filter(|(name, _)| name.contains("chown")).collect();
+        assert!(names.len() >= 2, "{}", architecture.name);
+        for (name, number) in names {
+            for args in [[0; 6], [u64::MAX; 6]] {
+                let answer = run(program, &call(architecture.audit, *number, args)).unwrap();
+                let want = if choices.ignore_chown { libc::SECCOMP_RET_ERRNO } else { ALLOW };
+                assert_eq!(answer, want, "{} {name} {choices:?}", architecture.name);
+            }
+        }
     });
 }
 
@@ -278,7 +295,7 @@ fn recorded_rows_refuse_with_an_errno_that_is_not_enosys() {
     let (policy, ..) = &*COMPILED;
     assert!(policy.rows.iter().any(|row| row.record));
     for row in policy.rows.iter().filter(|row| row.record) {
-        assert!(!matches!(row.verdict, Verdict::Allow | Verdict::Enosys), "{:?}", row.calls);
+        assert!(!matches!(row.verdict, Verdict::Allow | Verdict::Nothing | Verdict::Enosys), "{:?}", row.calls);
     }
 }
 

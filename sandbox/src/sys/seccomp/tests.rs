@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-const PLAIN: Choices = Choices { record: false, nested: false, compat: true };
+const PLAIN: Choices = Choices { record: false, nested: false, compat: true, ignore_chown: false };
 const RECORDING: Choices = Choices { record: true, ..PLAIN };
 
 /// Any system call. The tests pass only numbers, null pointers and pointers to strings that live.
@@ -169,6 +169,33 @@ fn choices_reach_the_kernel() {
         // The type does not exist, whether or not the family does.
         assert_ne!(raw(libc::SYS_socket, [40, 9]), Err(libc::EPERM));
     });
+}
+
+/// A missing path shows who answers: the kernel looks for it, the filter does not.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn changes_of_owner_are_answered_by_the_filter_alone_where_they_are_ignored() {
+    const HERE: usize = libc::AT_FDCWD as usize;
+    const CHOWN_OF_X32: libc::c_long = libc::SYS_chown | 1 << 30;
+    let ask = || {
+        let mut answers = vec![
+            raw(libc::SYS_chown, [0, 1, 1]),
+            raw(libc::SYS_lchown, [0, 1, 1]),
+            raw(libc::SYS_fchownat, [HERE, 0, 1, 1, 0]),
+        ];
+        if int80_works() {
+            // chown, lchown, chown32, lchown32.
+            answers.extend([182, 16, 212, 198].map(|number| int80(number, 0, 1, 1).map(libc::c_long::from)));
+        }
+        let of_none = raw(libc::SYS_fchown, [usize::MAX, 1, 1]);
+        (answers, of_none, raw(CHOWN_OF_X32, [0, 1, 1]))
+    };
+    let (answers, of_none, x32) = confined(PLAIN, ask);
+    assert!(answers.iter().all(|answer| *answer == Err(libc::EFAULT)), "{answers:?}");
+    assert_eq!((of_none, x32), (Err(libc::EBADF), Err(libc::ENOSYS)));
+    let (answers, of_none, x32) = confined(Choices { ignore_chown: true, ..PLAIN }, ask);
+    assert!(answers.iter().all(|answer| *answer == Ok(0)), "{answers:?}");
+    assert_eq!((of_none, x32), (Ok(0), Err(libc::ENOSYS)));
 }
 
 #[cfg(target_arch = "x86_64")]
