@@ -24,7 +24,7 @@ use crate::build::room::{Grants, Parts, ScratchPaths, room};
 use crate::build::scratch::{self, Scratch};
 use crate::machines;
 use crate::machines::build::{Trouble, trouble};
-use crate::machines::granted::Granted;
+use crate::machines::granted::{Enclosed, Granted};
 use crate::tree::{self, OutsideLinks, TreeError};
 
 /// The most refusals of the room's filter that a failed build is told.
@@ -117,16 +117,17 @@ impl Attachment<'_> {
         let (room, machine) =
             self.room(&known, grants, granted.as_ref(), &ids, &scratch, &mut tell).map_err(not_started)?;
         let _known = granted.as_ref().and_then(|granted| granted.known(&format!("builds {name}"), &work(&scratch)));
-        let outcome = run(machine.as_ref().unwrap_or(&room), voice).map_err(|error| match error {
-            Error::Interrupted { signal } => Stopped::Interrupted(signal),
-            error @ Error::Exec { .. } => {
-                Stopped::Failed { name: name.clone(), why: format!("was not started: {error}") }
-            }
-            error => {
-                let advice = without_network(&error, &room);
-                Stopped::NotStarted { name: name.clone(), why: format!("{error}{advice}") }
-            }
-        })?;
+        let outcome =
+            run(machine.as_ref().map_or(&room, |machine| &machine.room), voice).map_err(|error| match error {
+                Error::Interrupted { signal } => Stopped::Interrupted(signal),
+                error @ Error::Exec { .. } => {
+                    Stopped::Failed { name: name.clone(), why: format!("was not started: {error}") }
+                }
+                error => {
+                    let advice = without_network(&error, &room);
+                    Stopped::NotStarted { name: name.clone(), why: format!("{error}{advice}") }
+                }
+            })?;
         drop(given);
         let failed = |why: String| Stopped::Failed { name: name.clone(), why };
         let trouble = machine.and_then(|_| trouble(&machines::build::result(&work(&scratch)), outcome.end));
@@ -172,7 +173,7 @@ impl Attachment<'_> {
         ids: &Ids,
         scratch: &Scratch,
         tell: &mut dyn FnMut(&str),
-    ) -> Result<(Room, Option<Room>), String> {
+    ) -> Result<(Room, Option<Enclosed>), String> {
         let Attachment { request, policy } = self;
         let (store, tmp) = (scratch.store(), scratch.tmp());
         let elsewhere = granted.map(Granted::build_directory).transpose().map_err(|error| error.to_string())?.flatten();

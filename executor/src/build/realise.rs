@@ -398,12 +398,12 @@ impl Attempt<'_> {
                 let owner = slot.ids.as_ref().and_then(Ids::owner);
                 let mut tell = |line: &str| telling.notice(line);
                 let made = granted.enclose(&room, &work, owner, &mut tell).map_err(Stopped::misc)?;
-                telling.notice(&format!("‘{}’ is built in {}", self.path, granted.in_words(&made)));
+                telling.notice(&format!("‘{}’ is built in {}", self.path, granted.in_words(&made.room)));
                 Some(made)
             }
             None => None,
         };
-        let entered = machine.as_ref().unwrap_or(&room);
+        let entered = machine.as_ref().map_or(&room, |machine| &machine.room);
         let mut log = LogWriter::create(&store.log_dir(), self.path, None).map_err(|error| self.disk(&error))?;
         let (mut lines, mut tail) = (LineSplitter::new(), Tail::new(policy.log_lines, TAIL_BYTES));
         let worker = match &mut slot.worker {

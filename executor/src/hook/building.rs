@@ -229,7 +229,7 @@ impl Attempt<'_> {
             Some(granted) => {
                 let mut tell = |line: &str| telling.notice(line);
                 let made = granted.enclose(&room, &work, ids.owner(), &mut tell).map_err(Stopped::misc)?;
-                telling.notice(&format!("‘{path}’ is built in {}", granted.in_words(&made)));
+                telling.notice(&format!("‘{path}’ is built in {}", granted.in_words(&made.room)));
                 Some(made)
             }
             None => None,
@@ -243,7 +243,7 @@ impl Attempt<'_> {
         if let Err(error) = running::announce(scratch, path, worker.id(), &room) {
             telling.warn(&format!("visitors will not find the build of ‘{path}’: {error}"));
         }
-        let ran = worker.run(machine.as_ref().unwrap_or(&room), &mut |bytes| {
+        let ran = worker.run(machine.as_ref().map_or(&room, |machine| &machine.room), &mut |bytes| {
             lines.feed(bytes, |line| tail.push(line));
             telling.log(path, bytes);
             Ok(())

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anchorhold_sandbox::Room;
 use anchorhold_vmm::failure::Failure;
+use anchorhold_vmm::stages::InUse;
 
 use super::Machines;
 use super::build::{WishError, Wishes, in_machine};
@@ -19,6 +20,15 @@ pub struct Granted<'a> {
     wishes: Wishes,
     /// The guest beside a controller; without one it is a Linux machine.
     guest: Option<GuestImage>,
+}
+
+/// What a build is enclosed in.
+#[derive(Debug)]
+pub struct Enclosed {
+    /// The room of its machine.
+    pub room: Room,
+    /// The saved machines that are revived in it, which nobody removes while this is held.
+    _in_use: Option<[InUse; 2]>,
 }
 
 /// Why a build does not get the machine that it was granted.
@@ -68,6 +78,7 @@ impl<'a> Granted<'a> {
     }
 
     /// The room of the machine in which the builder of `room` runs; see [`in_machine`]. What takes long is told a line at a time.
+    /// To be held until the room has ended.
     ///
     /// # Errors
     /// What is missing, or cannot be shown to a guest.
@@ -77,11 +88,12 @@ impl<'a> Granted<'a> {
         work: &Path,
         owner: Option<(u32, u32)>,
         tell: &mut dyn FnMut(&str),
-    ) -> Result<Room, Failure> {
-        match &self.guest {
-            Some(guest) => in_pair(room, self.machines, &self.wishes, guest, work, owner, tell),
-            None => in_machine(room, self.machines, &self.wishes, work, owner),
-        }
+    ) -> Result<Enclosed, Failure> {
+        let (room, in_use) = match &self.guest {
+            Some(guest) => in_pair(room, self.machines, &self.wishes, guest, work, owner, tell)?,
+            None => (in_machine(room, self.machines, &self.wishes, work, owner)?, None),
+        };
+        Ok(Enclosed { room, _in_use: in_use })
     }
 
     /// Makes the machine known to people, under the name of its guest, for as long as what is given is held. `what` is built in

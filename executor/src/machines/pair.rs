@@ -20,6 +20,7 @@ use anchorhold_vmm::pair::job::Job;
 use anchorhold_vmm::pair::{self, CONTROLLER_MEMORY, Limits, PairSpec, Side};
 use anchorhold_vmm::profile::{Drive, Profile, System};
 use anchorhold_vmm::shares;
+use anchorhold_vmm::stages::InUse;
 use anchorhold_vmm::wire::Kind;
 
 use super::build::Wishes;
@@ -115,7 +116,7 @@ pub fn build_directory(profile: &Profile) -> Result<String, Failure> {
 }
 
 /// The room of a pair in whose guest the builder of `room` runs; as for [`super::build::in_machine`]. What takes long is told a
-/// line at a time.
+/// line at a time. Saved machines that it revives are in use until what is given is dropped.
 ///
 /// # Errors
 /// What is missing, or cannot be shown to this guest.
@@ -127,7 +128,7 @@ pub fn in_pair(
     work: &Path,
     owner: Option<(u32, u32)>,
     tell: &mut dyn FnMut(&str),
-) -> Result<Room, Failure> {
+) -> Result<(Room, Option<[InUse; 2]>), Failure> {
     let profile = &with_drives(&image.profile, wishes, room)?;
     let exchange = PathBuf::from(drive(profile, shares::EXCHANGE)?.path.trim_end_matches('/'));
     let guests_store = PathBuf::from(&drive(profile, shares::STORE_SHARE)?.path);
@@ -153,10 +154,10 @@ pub fn in_pair(
     }
     let inputs = if machines.keeps_inputs() { inputs } else { Vec::new() };
     let kernel = ground.kernel.extracted(&machines.cache.join("kernels")).map_err(PrepareError::from)?;
-    let (spec, saved) = match saved {
-        Some((revived, saved, entries)) => {
-            shown.extend(entries);
-            (PairSpec { store, exchange, inputs, ..revived }, Some(saved))
+    let (spec, saved, in_use) = match saved {
+        Some(revived) => {
+            shown.extend(revived.entries);
+            (PairSpec { store, exchange, inputs, ..revived.spec }, Some(revived.saved), Some(revived.in_use))
         }
         None => {
             let modules = Modules::open(&ground.kernel.modules).map_err(PrepareError::from)?;
@@ -179,7 +180,7 @@ pub fn in_pair(
                 exchange,
                 inputs,
             };
-            (spec, None)
+            (spec, None, None)
         }
     };
     let boot = if profile.system == System::Windows { BOOT_OF_WINDOWS } else { BOOT };
@@ -217,7 +218,7 @@ pub fn in_pair(
         made.process.environment.clone_from(&process.environment);
         made.process.directory.clone_from(&process.directory);
     }
-    Ok(made)
+    Ok((made, in_use))
 }
 
 /// The machines that were saved for exactly this, which stand in a moment; they are saved now if that is wanted.
@@ -238,8 +239,8 @@ fn saved(
             Err(failure) => tell(&format!("the guest is started, since it cannot be saved: {failure}")),
         }
     }
-    if let Some((_, saved, _)) = &saved {
-        let name = saved.directory.file_name().unwrap_or_default().to_string_lossy();
+    if let Some(revivable) = &saved {
+        let name = revivable.saved.directory.file_name().unwrap_or_default().to_string_lossy();
         tell(&format!("the guest is revived: {name}"));
     }
     Ok(saved)

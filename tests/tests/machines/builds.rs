@@ -54,12 +54,21 @@ impl Store {
 
     /// Builds what this script of busybox's shell makes; `b` is busybox. These attributes are added.
     pub fn build(&self, script: &str, attributes: Value) -> Output {
-        let busybox = format!("{}/busybox", self.tools);
-        self.build_by(&busybox, &["sh", "-ec", &format!("b={busybox}\n{script}")], attributes)
+        self.to_build_script(script, attributes).output().unwrap()
     }
 
     /// Builds what this builder makes.
     pub fn build_by(&self, builder: &str, arguments: &[&str], attributes: Value) -> Output {
+        self.to_build(builder, arguments, attributes).output().unwrap()
+    }
+
+    /// What will build what this script of busybox's shell makes, as [`Store::build`].
+    pub fn to_build_script(&self, script: &str, attributes: Value) -> Command {
+        let busybox = format!("{}/busybox", self.tools);
+        self.to_build(&busybox, &["sh", "-ec", &format!("b={busybox}\n{script}")], attributes)
+    }
+
+    fn to_build(&self, builder: &str, arguments: &[&str], attributes: Value) -> Command {
         let mut derivation = json!({
             "name": "made", "system": format!("{}-linux", std::env::consts::ARCH), "builder": builder,
             "args": arguments, "inputDrvs": {}, "inputSrcs": [self.tools],
@@ -77,7 +86,8 @@ impl Store {
         for (name, value) in &self.settings {
             command.args(["--option", name, value]);
         }
-        command.arg(path.trim()).output().unwrap()
+        command.arg(path.trim());
+        command
     }
 
     /// What the only output holds.

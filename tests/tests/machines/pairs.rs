@@ -1,14 +1,19 @@
 //! Derivations whose builder runs in a guest beside a controller: `requiredSystemFeatures = windows-vm`, with the stand-in as
 //! the guest.
 
+use std::io::BufRead;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
+use anchorhold_tests::host::poll_until;
 use anchorhold_tests::machines::guest_images;
+use anchorhold_tests::room::anchorhold;
 use anchorhold_tests::skip;
 use serde_json::json;
 
 use crate::builds::Store;
+use crate::world::PATIENCE;
 
 /// A store whose builds have a pair, where there are images for one.
 fn store() -> Option<Store> {
@@ -146,7 +151,44 @@ fn a_build_saves_the_machines_that_it_wants_and_the_next_revives_them() {
         assert_eq!(std::fs::read_to_string(path).unwrap(), "2\n");
         // Who serves the guest is not seen in what it makes.
         assert_eq!(made_before.get_or_insert_with(|| first.clone()), &first);
+        is_kept_while_it_is_used(&warm, &cache);
     }
+}
+
+/// Nobody removes the machines that a build has revived, until it has ended: here by being killed, which undoes nothing.
+fn is_kept_while_it_is_used(warm: &Store, cache: &Path) {
+    let stages = || {
+        let names = std::fs::read_dir(cache).unwrap().flatten().map(|entry| entry.file_name().into_string().unwrap());
+        let mut names: Vec<_> =
+            names.filter(|name| name.starts_with("install-") || name.starts_with("suspend-")).collect();
+        names.sort();
+        names
+    };
+    let prune = || {
+        let mut command = Command::new(anchorhold());
+        command.args(["vm", "prune", "--all", "--option", "vm-cache"]).arg(cache);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let (heard, says) = std::io::pipe().unwrap();
+    let mut command =
+        warm.to_build_script("echo in the guest; $b sleep 1000", json!({ "drives": format!("T:={}", warm.tools) }));
+    let mut build = command.stdout(Stdio::null()).stderr(says).spawn().unwrap();
+    drop(command);
+    let mut lines = std::io::BufReader::new(heard).lines().map(Result::unwrap);
+    let revived = lines.find_map(|line| line.split_once("is revived: ").map(|(_, name)| name.to_owned()));
+    let revived = revived.expect("the machines are revived");
+    assert!(lines.any(|line| line.ends_with("in the guest")), "the builder runs");
+    let told = prune();
+    assert!(told.contains(&format!("{revived} is in use, and stays")), "{told}");
+    // With the disk that it stands on, and nothing else.
+    let left = stages();
+    assert!(left.len() == 2 && left[0].starts_with("install-") && left[1] == revived, "{left:?} {told}");
+    build.kill().unwrap();
+    build.wait().unwrap();
+    assert!(poll_until(PATIENCE, || !prune().contains("is in use")), "nobody uses it any more");
+    assert_eq!(stages(), [""; 0]);
 }
 
 /// Everybody whom a guest might reach is asked, from inside of it, while somebody listens on all addresses of the host.

@@ -6,6 +6,7 @@
 mod carried;
 mod killed;
 mod people;
+mod pruned;
 mod revived;
 mod wine;
 mod world;

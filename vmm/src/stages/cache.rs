@@ -4,7 +4,7 @@
 //! <cache>/install-0123…/  record.json disk.qcow2
 //!         suspend-4567…/  record.json disk.qcow2 guest/{ram,device,manifest.json} controller/{…}
 //!         files/          what several of them start from
-//!         locks/          one for each name, held while it is made
+//!         locks/          two for each name: shared by all who use it, and its one maker's; who removes it has both alone
 //!         .making-…       one that is being made, or was when somebody killed its maker
 //! ```
 //!
@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -36,6 +37,9 @@ const MAX_RECORD: u64 = 1 << 20;
 const FORMAT: u32 = 1;
 /// What a directory begins with that is no stage yet.
 const MAKING: &str = ".making-";
+/// What the lock of a stage's maker begins with. Another than that of those who use it: who wants a stage waits for its maker, and
+/// not until he has used it.
+const MAKER: &str = "maker-of-";
 
 /// The place of all stages.
 #[derive(Clone, Debug)]
@@ -96,12 +100,13 @@ pub struct Entry {
 /// A stage that is being made. What there is of it is removed when this is dropped.
 #[derive(Debug)]
 pub struct Making {
+    cache: Cache,
     directory: PathBuf,
     place: PathBuf,
     _lock: File,
 }
 
-/// Nobody removes a stage while this is held.
+/// Nobody removes a stage while this is held, which ends with the process at the latest.
 #[derive(Debug)]
 pub struct InUse {
     _lock: File,
@@ -192,6 +197,18 @@ impl Cache {
         }
     }
 
+    /// The same, and nobody removes it while what comes with it is held.
+    ///
+    /// # Errors
+    /// As [`Cache::find`], and what the file system says of its lock.
+    pub fn hold(&self, stage: Stage, key: &Fields) -> Result<Option<(Entry, InUse)>, Failure> {
+        // Looked for before its lock is asked for: a maker has that until there is one.
+        let Some(entry) = self.find(stage, key)? else { return Ok(None) };
+        let in_use = self.uses(&entry)?;
+        // Somebody may have removed it before.
+        Ok(self.find(stage, key)?.map(|entry| (entry, in_use)))
+    }
+
     /// The stage of this name.
     ///
     /// # Errors
@@ -235,24 +252,24 @@ impl Cache {
         Ok(alike.min_by_key(distance))
     }
 
-    /// Begins to make a stage. Whoever else makes it is waited for; then it is there, and nothing is to be made.
+    /// Begins to make a stage. Whoever else makes it is waited for; then it is there, in use, and nothing is to be made.
     ///
     /// # Errors
     /// What the file system says, and as [`Cache::find`].
-    pub fn begin(&self, stage: Stage, key: &Fields) -> Result<Result<Entry, Making>, Failure> {
+    pub fn begin(&self, stage: Stage, key: &Fields) -> Result<Result<(Entry, InUse), Making>, Failure> {
         let name = key.name(stage);
-        let lock = self.lock(&name)?;
+        let lock = self.lock(&format!("{MAKER}{name}"))?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)
             .map_err(io::Error::from)
             .map_err(failed("locking", &self.root.join("locks").join(&name)))?;
-        if let Some(entry) = self.find(stage, key)? {
-            return Ok(Ok(entry));
+        if let Some(held) = self.hold(stage, key)? {
+            return Ok(Ok(held));
         }
         // With the lock in hand, whoever left these is dead.
         self.remove_leftovers(&name)?;
         let directory = tempfile::Builder::new().prefix(&format!("{MAKING}{name}-")).tempdir_in(&self.root);
         let directory = directory.map_err(failed("making a directory in", &self.root))?.keep();
-        Ok(Err(Making { directory, place: self.root.join(name), _lock: lock }))
+        Ok(Err(Making { cache: self.clone(), directory, place: self.root.join(name), _lock: lock }))
     }
 
     fn lock(&self, name: &str) -> Result<File, Failure> {
@@ -265,6 +282,19 @@ impl Cache {
             .mode(0o600)
             .open(&path)
             .map_err(failed("opening", &path))
+    }
+
+    /// Both locks of a name, if nobody has one of them.
+    fn alone(&self, name: &str) -> Result<Option<[File; 2]>, Failure> {
+        let locks = [self.lock(&format!("{MAKER}{name}"))?, self.lock(name)?];
+        for lock in &locks {
+            match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(failed("locking", &self.root.join("locks").join(name))(error.into())),
+            }
+        }
+        Ok(Some(locks))
     }
 
     fn remove_leftovers(&self, of: &str) -> Result<u64, Failure> {
@@ -280,10 +310,10 @@ impl Cache {
     /// # Errors
     /// That it is in use, and what the file system says.
     pub fn remove(&self, name: &str) -> Result<u64, Failure> {
-        let lock = self.lock(name)?;
-        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Failure::new(FailureClass::SaveFailed, format!("{name} is in use by a machine")));
-        }
+        let Some(_locks) = self.alone(name)? else {
+            let what = format!("{name} is in use, and stays: try again when its machines have ended");
+            return Err(Failure::new(FailureClass::SaveFailed, what));
+        };
         let place = self.root.join(name);
         // Under another name first: half of it is no stage.
         let aside = self.root.join(format!("{MAKING}{name}-removed"));
@@ -302,8 +332,7 @@ impl Cache {
             let Some(of) = name.strip_prefix(MAKING).and_then(|rest| rest.rsplit_once('-')).map(|(of, _)| of) else {
                 continue;
             };
-            let lock = self.lock(of)?;
-            if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            if let Some(_locks) = self.alone(of)? {
                 freed += remove(&self.root.join(&name))?;
             }
         }
@@ -321,7 +350,7 @@ impl Cache {
         Ok(freed)
     }
 
-    /// Keeps others from removing this stage.
+    /// Keeps others from removing this stage, if it is still there; see [`Cache::hold`].
     ///
     /// # Errors
     /// What the file system says.
@@ -437,11 +466,11 @@ impl Making {
         &self.directory
     }
 
-    /// It is whole, and consists of these files and no others. From here on it can be found.
+    /// It is whole, and consists of these files and no others. From here on it can be found, and is in use.
     ///
     /// # Errors
     /// What the file system says, and files that are no files or not there.
-    pub fn finish(self, mut record: Record, files: &[&str]) -> Result<Entry, Failure> {
+    pub fn finish(self, mut record: Record, files: &[&str]) -> Result<(Entry, InUse), Failure> {
         let known = self.take_over(files)?;
         record.files = known.1;
         record.format = FORMAT;
@@ -453,7 +482,7 @@ impl Making {
     ///
     /// # Errors
     /// As [`Making::finish`], and files of other digests.
-    pub(super) fn adopt(self, record: Record) -> Result<Entry, Failure> {
+    pub(super) fn adopt(self, record: Record) -> Result<(Entry, InUse), Failure> {
         let names: Vec<&str> = record.files.keys().map(String::as_str).collect();
         let (known, found) = self.take_over(&names)?;
         if found != record.files {
@@ -481,7 +510,7 @@ impl Making {
     }
 
     /// Gives it its name.
-    fn place(self, record: Record, known: &Remembered) -> Result<Entry, Failure> {
+    fn place(self, record: Record, known: &Remembered) -> Result<(Entry, InUse), Failure> {
         let stored = Stored::of(record);
         let path = self.directory.join(RECORD);
         let write = || -> io::Result<()> {
@@ -499,7 +528,9 @@ impl Making {
             let _ = root.sync_all();
         }
         let entry = Entry { directory: self.place.clone(), record: stored.record };
-        Ok(entry)
+        // Nobody removes it before: its maker's lock is still ours.
+        let in_use = self.cache.uses(&entry)?;
+        Ok((entry, in_use))
     }
 }
 
@@ -572,7 +603,7 @@ mod tests {
         fs::write(making.directory().join("disk"), "content").unwrap();
         fs::write(making.directory().join("rubbish"), "x").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", making.directory().join("link")).unwrap();
-        making.finish(record(key), &["disk"]).unwrap()
+        making.finish(record(key), &["disk"]).unwrap().0
     }
 
     #[test]
@@ -638,11 +669,24 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let cache = Cache::open(place.path()).unwrap();
         let entry = made(&cache, key("1"));
-        let used = cache.uses(&entry).unwrap();
-        assert!(cache.remove(&entry.name()).unwrap_err().what.contains("in use"));
-        drop(used);
+        // By whoever finds it, or wanted to make it, whom the others do not keep waiting.
+        let hold = || cache.hold(Stage::Install, &key("1")).unwrap().unwrap().1;
+        let used = [hold(), hold(), cache.begin(Stage::Install, &key("1")).unwrap().unwrap().1];
+        for used in used {
+            assert!(cache.remove(&entry.name()).unwrap_err().what.contains("in use"));
+            assert!(entry.file("disk").exists());
+            drop(used);
+        }
         assert!(cache.remove(&entry.name()).unwrap() > 0);
         assert!(cache.list().unwrap().is_empty());
+        assert!(cache.hold(Stage::Install, &key("1")).unwrap().is_none());
+        // By its maker from the first moment on.
+        let making = cache.begin(Stage::Install, &key("1")).unwrap().unwrap_err();
+        fs::write(making.directory().join("disk"), "content").unwrap();
+        let (entry, used) = making.finish(record(key("1")), &["disk"]).unwrap();
+        assert!(cache.remove(&entry.name()).unwrap_err().what.contains("in use"));
+        drop(used);
+        cache.remove(&entry.name()).unwrap();
         cache.file("initramfs", b"one").unwrap();
         assert!(cache.sweep().unwrap() > 0);
         assert_eq!(fs::read_dir(place.path().join("files")).unwrap().count(), 0);

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use flate2::{Compression, GzBuilder, bufread::GzDecoder};
 
-use super::cache::{Cache, Entry, Making, Record, Stored};
+use super::cache::{Cache, Entry, InUse, Making, Record, Stored};
 use super::key::TOPOLOGY;
 use super::suspend::suspended_files;
 use super::{DISK, Stage};
@@ -113,14 +113,15 @@ impl Cache {
             Ok(_) => return Err(corrupt("there is more in it than stages".to_owned())),
             Err(error) => return Err(unread(error)),
         }
-        let mut last = None;
+        // None of them goes before all are there.
+        let mut taken = Vec::new();
         for Carried { place, record, .. } in stages {
-            last = Some(match place {
-                Place::Known(entry, _) => entry,
+            taken.push(match place {
+                Place::Known { entry, in_use, .. } => (entry, in_use),
                 Place::New(making) => making.adopt(record)?,
             });
         }
-        last.ok_or_else(|| corrupt("there is no stage in it".to_owned()))
+        taken.pop().map(|(entry, _)| entry).ok_or_else(|| corrupt("there is no stage in it".to_owned()))
     }
 
     /// A stage's record, which says of itself what it is.
@@ -151,14 +152,14 @@ impl Cache {
     fn carried(&self, input: &mut impl Read, record: Record) -> Result<Carried, Problem> {
         let place = match self.begin(record.stage, &record.key).map_err(Problem::Failed)? {
             // Its files are looked at nevertheless.
-            Ok(entry) => {
+            Ok((entry, in_use)) => {
                 let aside = tempfile::tempdir_in(self.root()).map_err(Problem::Output)?;
-                Place::Known(entry, aside)
+                Place::Known { entry, aside, in_use }
             }
             Err(making) => Place::New(making),
         };
         let directory = match &place {
-            Place::Known(_, aside) => aside.path(),
+            Place::Known { aside, .. } => aside.path(),
             Place::New(making) => making.directory(),
         };
         for (name, expected) in &record.files {
@@ -174,7 +175,7 @@ impl Cache {
             if found != *expected {
                 return Err(Problem::Wrong(format!("the digest of {name} is not the one that was written with it")));
             }
-            if matches!(place, Place::Known(..)) {
+            if matches!(place, Place::Known { .. }) {
                 fs::remove_file(&path).map_err(Problem::Output)?;
             }
         }
@@ -191,8 +192,8 @@ struct Carried {
 
 /// Where a stage's files go.
 enum Place {
-    /// It is there already; where its files were looked at.
-    Known(Entry, tempfile::TempDir),
+    /// It is there already, and stays; where its files were looked at.
+    Known { entry: Entry, aside: tempfile::TempDir, in_use: InUse },
     /// It is to be.
     New(Making),
 }
@@ -242,7 +243,7 @@ mod tests {
         let install = cache.begin(Stage::Install, &key("1")).unwrap().unwrap_err();
         fs::write(install.directory().join(DISK), "disk").unwrap();
         let record = Record::new(Stage::Install, "standin", key("1"), Duration::from_secs(1));
-        let install = install.finish(record, &[DISK]).unwrap();
+        let (install, _in_use) = install.finish(record, &[DISK]).unwrap();
         let suspend = cache.begin(Stage::Suspend, &key("2")).unwrap().unwrap_err();
         fs::create_dir(suspend.directory().join("guest")).unwrap();
         let files = suspended_files(&Topology::Direct { connect: Vec::new() });
@@ -252,7 +253,7 @@ mod tests {
         File::options().write(true).open(suspend.directory().join("guest/ram")).unwrap().set_len(3 << 20).unwrap();
         let mut record = Record::new(Stage::Suspend, "standin", key("2"), Duration::from_secs(2));
         record.stands_on = Some(install.name());
-        let entry = suspend.finish(record, &files).unwrap();
+        let (entry, _in_use) = suspend.finish(record, &files).unwrap();
         (cache, entry)
     }
 

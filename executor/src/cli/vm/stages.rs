@@ -1,5 +1,6 @@
 //! `anchorhold vm list|install|suspend|revive|ssh|prune`: the stages of guests.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -199,7 +200,7 @@ impl GuestOptions {
 
 pub(super) fn install(options: &MakeOptions) -> Result<i32, Refused> {
     let missing = if options.again { Missing::MakeAgain } else { Missing::Make };
-    let entry = options.guest.stages()?.install(missing, &mut Shown::new()).map_err(failed)?;
+    let (entry, _in_use) = options.guest.stages()?.install(missing, &mut Shown::new()).map_err(failed)?;
     println!("{}", entry.directory.display());
     Ok(0)
 }
@@ -373,19 +374,29 @@ pub(super) fn prune(options: &PruneOptions) -> Result<i32, Refused> {
     condemned.dedup();
     // A pair before the disk that it stands on.
     condemned.reverse();
-    let mut freed = 0;
+    let (mut freed, mut is_all, mut still_needed) = (0, true, BTreeSet::new());
     for name in &condemned {
+        if still_needed.contains(name) {
+            complain(format_args!("{name} stays: a stage that is in use stands on it"));
+            continue;
+        }
         match cache.remove(name) {
             Ok(bytes) => {
                 freed += bytes;
                 println!("{name}");
             }
-            Err(failure) => complain(failure),
+            Err(failure) => {
+                complain(failure.what);
+                is_all = false;
+                let below = whole.iter().find(|entry| entry.name() == *name);
+                still_needed.extend(below.and_then(|entry| entry.record.stands_on.clone()));
+            }
         }
     }
     freed += cache.sweep().map_err(not_started)?;
     eprintln!("anchorhold: {} freed", size(freed));
-    Ok(0)
+    // Who names a stage wants it gone; who sweeps takes what there is.
+    Ok(if is_all || options.names.is_empty() { 0 } else { 1 })
 }
 
 /// How it goes, on standard error: one line that changes on a terminal, else a line for each step.

@@ -37,8 +37,8 @@ use anchorhold_vmm::qemu::Installed;
 use anchorhold_vmm::report::What;
 use anchorhold_vmm::spec::{Clock, Drive};
 use anchorhold_vmm::stages::{
-    Cache, DISK, Entry as Kept, Fields, InstallSpec, Making, Record, Stage, guest_start, prepare, ready, suspend_key,
-    suspended_files, suspended_memories,
+    Cache, DISK, Entry as Kept, Fields, InUse, InstallSpec, Making, Record, Stage, guest_start, prepare, ready,
+    suspend_key, suspended_files, suspended_memories,
 };
 use anchorhold_vmm::wire::Kind;
 
@@ -94,7 +94,7 @@ pub struct Stages {
     answers: RefCell<Answers>,
 }
 
-/// Machines in the cache, ready to be revived.
+/// Machines in the cache, ready to be revived. Nobody removes them while this is held.
 #[derive(Debug)]
 pub struct Suspended {
     /// The saved machines.
@@ -102,6 +102,7 @@ pub struct Suspended {
     /// The disk that their guest stands on.
     pub install: Kept,
     spec: PairSpec,
+    in_use: [InUse; 2],
 }
 
 /// The names of all that lies in a directory.
@@ -283,11 +284,11 @@ impl Stages {
         })
     }
 
-    /// The installed disk.
+    /// The installed disk, which nobody removes while what comes with it is held.
     ///
     /// # Errors
     /// What is missing, every failure of the machine, and what `missing` says.
-    pub fn install(&self, missing: Missing, listener: &mut dyn Listener) -> Result<Kept, Failure> {
+    pub fn install(&self, missing: Missing, listener: &mut dyn Listener) -> Result<(Kept, InUse), Failure> {
         let spec = self.install_spec()?;
         let mut remembered = self.cache.remembered();
         let key = spec.key(&self.installed, &mut remembered)?;
@@ -306,7 +307,7 @@ impl Stages {
     /// As [`Stages::install`].
     pub fn suspend(&self, missing: Missing, listener: &mut dyn Listener) -> Result<Suspended, Failure> {
         let of_install = if missing == Missing::MakeAgain { Missing::Make } else { missing };
-        let install = self.install(of_install, listener)?;
+        let (install, disk_in_use) = self.install(of_install, listener)?;
         let (spec, keys) = (self.pair_spec(&install)?, self.keys()?);
         let mut remembered = self.cache.remembered();
         let topology = self.machines.topology();
@@ -315,7 +316,7 @@ impl Stages {
         let initramfs: Vec<PathBuf> = self.sides(&spec).iter().filter_map(|side| side.initramfs.clone()).collect();
         let files: Vec<&PathBuf> = initramfs.iter().collect();
         let stands_on = Some(install.name());
-        let entry = self.stage(
+        let (entry, in_use) = self.stage(
             Stage::Suspend,
             &key,
             missing,
@@ -340,7 +341,7 @@ impl Stages {
             },
         )?;
         ready(&entry, &spec, &topology, &remembered)?;
-        Ok(Suspended { entry, install, spec })
+        Ok(Suspended { entry, install, spec, in_use: [in_use, disk_in_use] })
     }
 
     /// The machines that there are in this topology.
@@ -386,18 +387,16 @@ impl Stages {
         files: &[&str],
         listener: &mut dyn Listener,
         make: impl FnOnce(&Path, &mut dyn Listener) -> Result<(), Failure>,
-    ) -> Result<Kept, Failure> {
+    ) -> Result<(Kept, InUse), Failure> {
         let mut took_before = None;
-        match self.cache.find(stage, key)? {
-            Some(entry) if missing == Missing::MakeAgain => {
+        if missing == Missing::MakeAgain {
+            if let Some(entry) = self.cache.find(stage, key)? {
                 took_before = Some(entry.record.took);
                 self.cache.remove(&entry.name())?;
             }
-            Some(entry) => {
-                entry.verify()?;
-                return Ok(entry);
-            }
-            None => {}
+        } else if let Some(held) = self.cache.hold(stage, key)? {
+            held.0.verify()?;
+            return Ok(held);
         }
         let nearest = self.cache.nearest(stage, &self.profile.name, key)?;
         let differences = nearest.as_ref().map(|entry| entry.record.key.differences(key)).unwrap_or_default();
@@ -412,7 +411,7 @@ impl Stages {
         }
         let making: Making = match self.cache.begin(stage, key)? {
             // Somebody else has made it meanwhile.
-            Ok(entry) => return Ok(entry),
+            Ok(held) => return Ok(held),
             Err(making) => making,
         };
         let why = match (missing, differences.is_empty()) {
@@ -430,9 +429,9 @@ impl Stages {
         let name = |path: &&PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
         record.starts_from = starts_from.iter().filter_map(name).collect();
         record.stands_on = stands_on;
-        let entry = making.finish(record, files)?;
+        let held = making.finish(record, files)?;
         listener.done(stage, took);
-        Ok(entry)
+        Ok(held)
     }
 
     /// Gives a directory to whoever rooms run under, where that is somebody else: nobody is told apart yet, and it lies in a
@@ -474,7 +473,6 @@ impl Stages {
         wanted: Revival,
         sink: &mut dyn Sink,
     ) -> Result<(Report, End), Failure> {
-        let _in_use = [self.cache.uses(&suspended.entry)?, self.cache.uses(&suspended.install)?];
         let mut spec = suspended.spec.clone();
         // Beside everything else of the room, in its memory, unless a directory was named.
         let exchange = PathBuf::from("/machine/xchg");
@@ -576,8 +574,17 @@ struct Asked {
     command: Option<Command>,
 }
 
-/// What a build needs to revive machines: their description, where they are, and what the room shows of them.
-pub(super) type Revivable = (PairSpec, Saved, Vec<Entry>);
+/// What a build needs to revive machines.
+pub(super) struct Revivable {
+    /// Their description.
+    pub spec: PairSpec,
+    /// Where they are.
+    pub saved: Saved,
+    /// What the room shows of them.
+    pub entries: Vec<Entry>,
+    /// Nobody removes them while this is held.
+    pub in_use: [InUse; 2],
+}
 
 /// What is saved for exactly the machines that a build wants, and what its room must show of it, if there is one.
 ///
@@ -592,7 +599,7 @@ pub(super) fn saved(machines: &Machines, profile: &Profile, size: (u64, u32)) ->
         });
     match found {
         Ok((stages, suspended)) => {
-            let Suspended { entry, install, spec } = suspended;
+            let Suspended { entry, install, spec, in_use } = suspended;
             let entries = stages.entries(&spec, &install, &entry);
             let saved = Saved {
                 directory: entry.directory.clone(),
@@ -600,7 +607,7 @@ pub(super) fn saved(machines: &Machines, profile: &Profile, size: (u64, u32)) ->
                 overlay: Path::new("/tmp").join(DISK),
                 qemu: stages.installed.clone(),
             };
-            Ok(Some((spec, saved, entries)))
+            Ok(Some(Revivable { spec, saved, entries, in_use }))
         }
         Err(failure) if failure.class == FailureClass::CorruptState => Err(failure),
         // There is none, and there can be none: both are started.
