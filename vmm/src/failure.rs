@@ -89,7 +89,7 @@ failure_classes! {
     /// The guest's SSH server lets nobody in.
     NoLogin, "no-login", "the image's key is not of this image, or the guest's user is missing: make the image again";
     /// A drive of the guest, or the inputs of its build, could not be mounted, read or taken away.
-    NoShare, "no-share", "read what the guest said, and the controller's console";
+    NoShare, "no-share", "read what the guest, its controller or the directory's server said";
     /// The connection to the guest was lost before the command's status came.
     SessionLost, "session-lost", "the guest froze, ended its SSH server, or the wire was cut; read its console";
     /// A disk of the machine failed under it.

@@ -9,7 +9,7 @@ use anchorhold_vmm::kernel::Kernel;
 use anchorhold_vmm::linux::{self, View};
 use anchorhold_vmm::machine::{Machine, Run};
 use anchorhold_vmm::readiness::{Verdict, Wait, wait};
-use anchorhold_vmm::spec::{Accelerator, Boot};
+use anchorhold_vmm::spec::{Accelerator, Boot, Clock};
 
 use crate::world::{PATIENCE, World, is_alive, line};
 
@@ -180,4 +180,71 @@ fn a_module_that_a_kernel_has_not_got_is_named() {
     let failure = Failure::from(made.unwrap_err());
     assert_eq!(failure.class, FailureClass::KernelLacksModule, "{failure}");
     assert!(failure.what.contains("9pnet"), "{failure}");
+}
+
+/// A Linux machine that reads a directory by this program in place of a virtiofsd; how that goes.
+fn with_server(world: &World, program: &str) -> Failure {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name);
+    std::fs::create_dir_all(path("store/aaa-input")).unwrap();
+    // By another process: whoever starts a script that this one has open for writing is refused.
+    let write = format!("printf '#!/bin/sh\\n%s\\n' \"$1\" >{0}; chmod 755 {0}", path("server").display());
+    assert!(Command::new("sh").args(["-c", &write, "sh", program]).status().unwrap().success());
+    // It is never reached: whatever is there will do.
+    std::fs::write(path("initramfs"), "none").unwrap();
+    let directory = linux::Directory { outside: path("store"), inside: "/nix/store".into(), writable: true };
+    let job = linux::Job {
+        name: "guest".into(),
+        kernel: world.elf.clone(),
+        initramfs: path("initramfs"),
+        qemu: Some(world.qemu.program.clone()),
+        accelerator: Accelerator::Tcg,
+        cpu: "max".into(),
+        memory: 128,
+        cores: 1,
+        view: View { directories: vec![directory], ..View::default() },
+        inputs: Some(linux::Inputs {
+            directory: "/nix/store".into(),
+            names: vec!["aaa-input".into()],
+            way: linux::Way::Virtiofs {
+                program: path("server"),
+                socket: path("inputs.sock"),
+                caching: anchorhold_vmm::shares::virtiofs::Caching::Always,
+            },
+            cache: anchorhold_vmm::shares::Cache::Loose,
+            or_nine_p: false,
+        }),
+        disk: None,
+        terminal: false,
+        user: (0, 0),
+        streams_apart: true,
+        boot_limit: 60_000,
+        boot_stall: 60_000,
+        limit: None,
+        console_limit: 1 << 20,
+        clock: Clock::Virtual,
+    };
+    let visitors = anchorhold_vmm::visitors::Visitors::at(&path("visitors")).unwrap();
+    let command = anchorhold_vmm::exchange::Command::new("/bin/true");
+    let failure = linux::run(&job, command, &path("console"), visitors, &mut |_, _| Ok(()), &mut |_| ()).unwrap_err();
+    println!("{failure}: {:?}", failure.evidence);
+    failure
+}
+
+#[test]
+fn a_server_of_a_directory_that_ends_before_the_machine_stands_is_told_and_not_qemus_complaint() {
+    let Some(world) = World::new() else { return };
+    // Ended when QEMU has connected already, which is in the list of sockets as one that nobody has accepted yet.
+    let connected = "until grep -q ' 0[23] .*/inputs.sock$' /proc/net/unix; do :; done; exit";
+    for (program, words) in [
+        (&*format!("{connected} 4"), "(exit status 4; it said nothing)"),
+        (&*format!("{connected} 0"), "(exit status 0; it said nothing)"),
+        ("echo cannot serve >&2; exit 3", "(exit status 3; it last said “cannot serve”)"),
+        ("exit 0", "(exit status 0; it said nothing)"),
+        ("kill -SEGV $$", "(signal 11; it said nothing)"),
+    ] {
+        let failure = with_server(&world, program);
+        assert_eq!(failure.class, FailureClass::NoShare, "{program}: {failure}");
+        assert!(failure.what.contains("ended before the machine stood") && failure.what.contains(words), "{failure}");
+    }
 }

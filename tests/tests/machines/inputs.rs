@@ -1,5 +1,6 @@
 //! How a Linux machine reads the inputs of its build: the same in every way that the setting `vm-store` has.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -8,6 +9,7 @@ use anchorhold_tests::skip;
 use serde_json::json;
 
 use crate::builds::Store;
+use crate::world::is_alive;
 
 /// A way, as settings.
 type Way = &'static [(&'static str, &'static str)];
@@ -252,4 +254,48 @@ fn virtiofs_is_one_of_the_ways_or_is_refused_with_what_is_missing() {
     let made = world.store.world.real(text(&done.stdout).trim());
     // All inputs but the link.
     assert_eq!(std::fs::read_to_string(made).unwrap(), "3\n");
+}
+
+/// All that is below a process, itself too.
+fn below(process: u32) -> Vec<u32> {
+    let children = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let children = children.flat_map(|thread| {
+        let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        children.split_whitespace().map(|word| word.parse().unwrap()).collect::<Vec<u32>>()
+    });
+    std::iter::once(process).chain(children.flat_map(below)).collect()
+}
+
+#[test]
+fn a_virtiofsd_that_is_killed_ends_the_build_and_is_told() {
+    let Some(world) = World::new() else { return };
+    if !has_virtiofsd() {
+        return;
+    }
+    let (heard, says) = std::io::pipe().unwrap();
+    let derivation = world.derivation(
+        "made",
+        &json!({ "out": {} }),
+        "echo in the guest; while :; do $b cat $tree/large >/dev/null; done",
+    );
+    let mut command = world.command(&["build", "--option", "accel", "tcg", "--option", "vm-store", "virtiofs"]);
+    command.args(["--option", "vm-store-cache", "never"]).arg(derivation).stdout(Stdio::null()).stderr(says);
+    let mut build = command.spawn().unwrap();
+    drop(command);
+    let mut lines = BufReader::new(heard).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.ends_with("> in the guest")), "the builder runs");
+    let processes = below(build.id());
+    let is_server = |process: &&u32| {
+        let line = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(line.split(|byte| *byte == 0).next().unwrap_or_default()).ends_with("/virtiofsd")
+    };
+    let server = processes.iter().find(is_server).expect("a virtiofsd below the build").to_string();
+    assert!(Command::new("kill").args(["-KILL", &server]).status().unwrap().success());
+    let told: Vec<_> = lines.collect();
+    let told = told.join("\n");
+    assert!(!build.wait().unwrap().success(), "{told}");
+    assert!(told.contains("the server of a directory, which must not end, has ended (signal 9"), "{told}");
+    assert!(told.contains("(no-share)"), "{told}");
+    assert!(!processes.iter().any(|process| is_alive(*process)), "nothing of it runs on");
+    world.store.world.is_whole();
 }

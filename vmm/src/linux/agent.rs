@@ -270,9 +270,8 @@ impl Agent {
                 others.extend(neighbour.descriptors());
             }
             let Some(event) = machine.next_or(next_look, &others)? else {
-                if let Some(words) = self.of_attendant(machine)? {
-                    let what =
-                        format!("the server of a directory, which must not end, has ended; it last said “{words}”");
+                if let Some(how) = self.of_attendant(machine)? {
+                    let what = format!("the server of a directory, which must not end, has ended ({how})");
                     return Err(watch.fail(machine, FailureClass::NoShare, &what));
                 }
                 continue;
@@ -288,7 +287,7 @@ impl Agent {
         }
     }
 
-    /// The last words of an attendant that has ended, unless that is because QEMU has.
+    /// How an attendant has ended, unless that is because QEMU has.
     fn of_attendant(&mut self, machine: &mut Machine) -> Result<Option<String>, Failure> {
         let Some(server) = self.attendants.iter_mut().find_map(virtiofs::Server::gone) else { return Ok(None) };
         let until = Instant::now() + ENDING;

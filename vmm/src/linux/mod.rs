@@ -27,7 +27,7 @@ use crate::machine::{Machine, Run};
 use crate::qemu::Installed;
 use crate::readiness::Wait;
 use crate::report::{MountRequest, PORT_NAME, RunRequest, Streams, What};
-use crate::shares::{self, Cache};
+use crate::shares::{self, Cache, virtiofs};
 use crate::spec::{Accelerator, Clock, Drive, DriveBus, DriveFormat, MachineSpec, Share, ShareKind};
 use crate::visitors::Visitors;
 
@@ -270,6 +270,17 @@ impl Job {
     }
 }
 
+/// A failure to start a machine, which may be that of the server of its inputs: QEMU knows only that nobody answers it.
+fn of_server(failure: Failure, server: Option<&mut virtiofs::Server>) -> Failure {
+    match server.and_then(|server| server.failed(&failure.evidence.qemu)) {
+        None => failure,
+        Some(how) => {
+            let what = format!("the server of a directory ended before the machine stood ({how})");
+            Failure { class: FailureClass::NoShare, what, ..failure }
+        }
+    }
+}
+
 /// Starts the machine, runs `command` in it, and ends the machine. The console goes to `console_log`, and to `visitors`; what a
 /// person should know of how it went, to `told`.
 ///
@@ -285,22 +296,19 @@ pub fn run(
 ) -> Result<Done, Failure> {
     let installed = Installed::find(job.qemu.as_deref(), std::env::var_os("PATH").as_deref())?;
     let mut spec = job.spec();
-    let Ready { drive, share, server, cover } = job.inputs_ready(told)?;
+    let Ready { drive, share, mut server, cover } = job.inputs_ready(told)?;
     // Behind the guest's own disk, which is the first.
     spec.drives.extend(drive);
     spec.shares.extend(share);
     installed.check(&spec)?;
     let begun = Instant::now();
-    let mut machine = Machine::start(
-        &installed,
-        &spec,
-        Run {
-            console_log: Some(console_log.to_owned()),
-            console_limit: job.console_limit,
-            visitors: Some(visitors),
-            ..Run::default()
-        },
-    )?;
+    let run = Run {
+        console_log: Some(console_log.to_owned()),
+        console_limit: job.console_limit,
+        visitors: Some(visitors),
+        ..Run::default()
+    };
+    let mut machine = Machine::start(&installed, &spec, run).map_err(|failure| of_server(failure, server.as_mut()))?;
     machine.go()?;
     let mut agent = Agent::default();
     if let Some(server) = server {

@@ -10,10 +10,14 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::process::Process;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::process::{Exit, Process};
 
 /// The first version that can keep a guest from writing.
 const NEEDED: (u32, u32) = (1, 13);
+/// How long it may take to end once its machine has let go of its socket.
+const ENDING: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 /// Where packages have it, outside of all paths.
 const FOLDERS: [&str; 3] = ["/usr/libexec", "/usr/lib/virtiofsd", "/usr/lib/qemu"];
 
@@ -109,6 +113,7 @@ fn is_fit(line: &str) -> bool {
 #[derive(Debug)]
 pub struct Server {
     process: Process,
+    socket: PathBuf,
 }
 
 impl Server {
@@ -134,7 +139,7 @@ impl Server {
             directory: directory.to_owned(),
             source,
         })?;
-        Ok(Self { process })
+        Ok(Self { process, socket: socket.to_owned() })
     }
 
     /// Readable when it has ended, which it does with its machine and not before.
@@ -142,11 +147,25 @@ impl Server {
         self.process.ended()
     }
 
-    /// What it last said, if it has ended.
+    /// How it ended and what it last said, if it has ended.
     pub fn gone(&mut self) -> Option<String> {
-        self.process.exit()?;
+        let exit = self.process.exit()?;
         self.process.listen();
-        Some(self.process.last_lines().pop().unwrap_or_default())
+        let words = self.process.last_lines().pop().unwrap_or_default();
+        let said = if words.is_empty() { "said nothing".to_owned() } else { format!("last said “{words}”") };
+        Some(format!("{exit}; it {said}"))
+    }
+
+    /// The same, when it is because of it that a machine did not stand, whose QEMU has ended and said this. Where QEMU ended for
+    /// another reason, its server ends well, and QEMU speaks of something else than what it has from there.
+    pub fn failed(&mut self, qemu_said: &[String]) -> Option<String> {
+        let ended = PollFd::from_borrowed_fd(self.process.ended(), PollFlags::IN);
+        // One that serves nobody any more is at its end, and one that was never reached waits for somebody.
+        let _ = poll(&mut [ended], Some(&ENDING));
+        let how = self.gone()?;
+        let socket = self.socket.to_string_lossy();
+        let is_named = qemu_said.iter().any(|line| line.contains(&*socket) || line.contains("vhost"));
+        (is_named || self.process.exit() != Some(Exit::Status(0))).then_some(how)
     }
 }
 
