@@ -12,7 +12,7 @@
 //! * [`failure`] is the table of everything that goes wrong.
 //! * [`linux`] is the Linux machine: a kernel, an agent, directories of the host, one program.
 //! * [`memory`] saves a machine, and revives it many times; [`stages`] keeps what takes long: installed disks, saved pairs.
-//! * [`visitors`] are people who look at a machine while it runs.
+//! * [`visitors`] are people who look at a machine while it runs, and [`sessions`] are theirs in its guest.
 //! * [`pair`] is a guest that is reached by the network, and the controller beside it.
 //! * [`accelerator`] chooses between KVM and emulation; [`kernel`], [`initramfs`] and [`agent`] are what a guest boots from.
 //! * [`profile`] describes guests as data; [`exchange`], [`shares`] and [`wire`] are what passes between them, and [`report`] what they say.
@@ -44,6 +44,7 @@ pub mod qemu;
 pub mod qmp;
 pub mod readiness;
 pub mod report;
+pub mod sessions;
 pub mod shares;
 pub mod spec;
 pub mod stages;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anchorhold_vmm::exchange;
 use anchorhold_vmm::report::{Ending, Report, RunRequest, Streams};
+use anchorhold_vmm::sessions::{Ends, Flowed, Flows, Size};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, wait, waitid};
 
 use crate::port::Port;
@@ -36,6 +37,8 @@ pub struct Programs {
     running: Mutex<BTreeMap<u32, Pid>>,
     /// The standard inputs of those that wait for theirs.
     inputs: Mutex<BTreeMap<u32, io::PipeWriter>>,
+    /// The streams of people's sessions.
+    flows: Flows,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -96,7 +99,9 @@ impl Programs {
         }
         let mut pipes = Vec::new();
         let mut input = None;
+        let mut ends = None;
         match request.streams {
+            Streams::Session(terminal) => ends = Some(Ends::of(&mut command, terminal).doing(doing)?),
             Streams::Fed => {
                 let ((read, write), (fed, feed)) = (io::pipe().doing(doing)?, io::pipe().doing(doing)?);
                 command.stdin(fed).stdout(write.try_clone().doing(doing)?).stderr(write);
@@ -133,6 +138,17 @@ impl Programs {
         if let Some(input) = input {
             lock(&self.inputs).insert(number, input);
         }
+        let flowing = ends.map(|ends| {
+            let port = port.clone();
+            let tell = move |flowed| {
+                port.say(&match flowed {
+                    Flowed::Output { error, bytes } => Report::Output { number, error, bytes },
+                    Flowed::Taken(bytes) => Report::Taken { number, bytes },
+                })
+                .is_ok()
+            };
+            self.flows.begin(number, ends, tell)
+        });
         let (programs, port) = (self.clone(), port.clone());
         thread::spawn(move || {
             let (done, all_done) = mpsc::channel::<()>();
@@ -152,6 +168,10 @@ impl Programs {
             lock(&programs.inputs).remove(&number);
             // Until all pipes are at their end, which nobody announces by a message.
             let _ = all_done.recv_timeout(HELD_OPEN);
+            if let Some(flowing) = flowing {
+                flowing.wait();
+                programs.flows.end(number);
+            }
             // A port that fails ends the guest by the thread that reads from it.
             let _ = port.say(&Report::Ended { number, ending });
         });
@@ -167,6 +187,33 @@ impl Programs {
         // One that has ended takes nothing, and its end is reported.
         thread::spawn(move || input.write_all(&bytes));
         Ok(())
+    }
+
+    /// Gives a program of a session a piece of its input.
+    pub fn feed_piece(&self, number: u32, bytes: Vec<u8>) {
+        self.flows.feed(number, bytes);
+    }
+
+    /// Lets a program of a session say so many bytes more.
+    pub fn allow(&self, number: u32, bytes: u32) {
+        self.flows.allow(number, bytes);
+    }
+
+    /// Gives the terminal of a session a size, and tells its program. There is none any more when it has ended.
+    pub fn resize(&self, number: u32, size: Size) {
+        self.flows.resize(number, size);
+        if let Some(pid) = lock(&self.running).get(&number) {
+            // It is nobody's controlling terminal, so that the kernel tells nobody.
+            let _ = rustix::process::kill_process_group(*pid, Signal::WINCH);
+        }
+    }
+
+    /// Ends a session: nobody hears its program any more, which is killed with its group.
+    pub fn end_session(&self, number: u32) {
+        self.flows.end(number);
+        if let Some(pid) = lock(&self.running).get(&number) {
+            let _ = rustix::process::kill_process_group(*pid, Signal::KILL);
+        }
     }
 
     /// Sends a signal to a program and its group.

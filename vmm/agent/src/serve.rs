@@ -96,6 +96,19 @@ impl Guest {
             }
             What::Kill { run, signal } => self.programs.kill(run, signal)?,
             What::Input { run, bytes } => self.programs.feed(run, bytes)?,
+            What::Feed { run, bytes } => {
+                self.programs.feed_piece(run, bytes);
+                answer = Answer::Later;
+            }
+            What::Allow { run, bytes } => {
+                self.programs.allow(run, bytes);
+                answer = Answer::Later;
+            }
+            What::Resize { run, size } => self.programs.resize(run, size),
+            What::EndSession { run } => {
+                self.programs.end_session(run);
+                answer = Answer::Later;
+            }
             What::AwaitBanner { address, port, banner, milliseconds } => {
                 let limit = Duration::from_millis(milliseconds.into());
                 let host = self.port.clone();

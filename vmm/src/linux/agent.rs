@@ -2,6 +2,8 @@
 //! end is heard while an answer is waited for.
 
 use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use crate::failure::{Failure, FailureClass};
@@ -9,6 +11,7 @@ use crate::machine::{Event, Machine};
 use crate::process::Exit;
 use crate::readiness::{Verdict, Wait, Watch};
 use crate::report::{Ending, Frames, PORT_NAME, Report, Request, RunRequest, Started, What};
+use crate::sessions;
 use crate::shares::virtiofs;
 
 /// How much of what a server says is kept, in bytes.
@@ -16,6 +19,9 @@ const KEPT_WORDS: usize = 2 << 10;
 
 /// How long QEMU may take to end once it has let go of its sockets.
 const ENDING: Duration = Duration::from_secs(2);
+
+/// The first of the numbers that requests of others have: [`Aside`].
+pub const OF_OTHERS: u32 = 1 << 31;
 
 /// The agent, as its host hears it.
 #[derive(Debug, Default)]
@@ -26,6 +32,23 @@ pub struct Agent {
     neighbour: Option<Machine>,
     servers: Vec<Server>,
     attendants: Vec<virtiofs::Server>,
+    aside: Option<Aside>,
+}
+
+/// Requests of somebody in another thread, who is not waited for. What comes of them is no part of any wait.
+pub struct Aside {
+    /// The requests. They have numbers from [`OF_OTHERS`].
+    pub requests: Receiver<Request>,
+    /// Can be read when there are some.
+    pub bell: OwnedFd,
+    /// Hears what comes of them, and does not wait.
+    pub hears: Box<dyn FnMut(Report)>,
+}
+
+impl std::fmt::Debug for Aside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Aside").finish_non_exhaustive()
+    }
 }
 
 /// A program that runs until the end of its machine.
@@ -68,6 +91,11 @@ impl Agent {
         self.attendants.push(server);
     }
 
+    /// Does what somebody else asks for, too, whenever there is a wait.
+    pub fn serve_aside(&mut self, aside: Aside) {
+        self.aside = Some(aside);
+    }
+
     /// Says that a program runs already under this number, which must not end: of a machine that was revived. Requests are
     /// counted from behind it.
     pub fn expect_server(&mut self, number: u32, name: &str) {
@@ -107,11 +135,11 @@ impl Agent {
     /// # Errors
     /// A request that is too long, or a port that fails.
     pub fn ask(&mut self, machine: &mut Machine, what: What) -> Result<u32, Failure> {
+        // What others asked for before this is done before it.
+        self.pass_on(machine)?;
         self.last_number = self.last_number.wrapping_add(1);
         let number = self.last_number;
-        let sent = Request { number, what }.encode().map_err(|error| error.to_string());
-        let sent = sent.and_then(|bytes| machine.send(PORT_NAME, &bytes).map_err(|error| error.to_string()));
-        sent.map_err(|why| machine.fail(FailureClass::BadReport, format!("asking the guest: {why}")))?;
+        send(machine, &Request { number, what })?;
         Ok(number)
     }
 
@@ -244,7 +272,14 @@ impl Agent {
         let mut broken = None;
         let mut beside = self.neighbour.as_ref().map(|neighbour| Watch::new(neighbour, wait));
         loop {
+            self.pass_on(machine)?;
             while let Some(report) = self.reports.pop_front() {
+                if report.number().is_some_and(|number| number >= OF_OTHERS) {
+                    if let Some(aside) = &mut self.aside {
+                        (aside.hears)(report);
+                    }
+                    continue;
+                }
                 if let Some(what) = self.of_server(&report) {
                     return Err(watch.fail(machine, FailureClass::GuestRefused, &what));
                 }
@@ -261,6 +296,7 @@ impl Agent {
             }
             let mut next_look = watch.next_look();
             let mut others: Vec<_> = self.attendants.iter().map(virtiofs::Server::ended).collect();
+            others.extend(self.aside.as_ref().map(|aside| aside.bell.as_fd()));
             if let (Some(neighbour), Some(watch)) = (&mut self.neighbour, &mut beside) {
                 while let Some(event) = neighbour.happened()? {
                     watch.see(neighbour, &event)?;
@@ -285,6 +321,13 @@ impl Agent {
             }
             watch.see(machine, &event)?;
         }
+    }
+
+    /// Sends what others ask for.
+    fn pass_on(&self, machine: &mut Machine) -> Result<(), Failure> {
+        let Some(aside) = &self.aside else { return Ok(()) };
+        sessions::still(&aside.bell);
+        aside.requests.try_iter().try_for_each(|request| send(machine, &request))
     }
 
     /// How an attendant has ended, unless that is because QEMU has.
@@ -332,4 +375,10 @@ impl Agent {
         }
         Ok(())
     }
+}
+
+fn send(machine: &mut Machine, request: &Request) -> Result<(), Failure> {
+    let sent = request.encode().map_err(|error| error.to_string());
+    let sent = sent.and_then(|bytes| machine.send(PORT_NAME, &bytes).map_err(|error| error.to_string()));
+    sent.map_err(|why| machine.fail(FailureClass::BadReport, format!("asking the guest: {why}")))
 }

@@ -6,7 +6,7 @@
 mod agent;
 mod inputs;
 
-pub use agent::{Agent, End};
+pub use agent::{Agent, Aside, End, OF_OTHERS};
 pub use inputs::{Inputs, Way};
 
 use inputs::Ready;

@@ -269,7 +269,11 @@ fn answers(report: &Report) -> Option<u32> {
         | Report::Ended { number, .. }
         | Report::Banner { number, .. }
         | Report::Space { number, .. } => Some(*number),
-        Report::Ready { .. } | Report::Progress(_) | Report::Output { .. } | Report::Died { .. } => None,
+        Report::Ready { .. }
+        | Report::Progress(_)
+        | Report::Output { .. }
+        | Report::Taken { .. }
+        | Report::Died { .. } => None,
     }
 }
 
@@ -284,8 +288,10 @@ fn name_of(what: &What) -> String {
         What::SetClock { .. } => "setting its clock".into(),
         What::WriteFile { path, .. } => format!("writing {}", path.display()),
         What::Run(_) => "running a command".into(),
-        What::Kill { .. } => "killing a command".into(),
-        What::Input { .. } => "giving a command its input".into(),
+        What::Kill { .. } | What::EndSession { .. } => "killing a command".into(),
+        What::Input { .. } | What::Feed { .. } => "giving a command its input".into(),
+        What::Allow { .. } => "letting a command say more".into(),
+        What::Resize { .. } => "giving a terminal its size".into(),
         What::AwaitBanner { address, port, .. } => format!("waiting for {address}:{port}"),
         What::Space(path) => format!("looking at the room in {}", path.display()),
         What::PowerOff => "powering off".into(),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::frame::{FrameError, frame};
 use crate::encoding::{FieldError, Reader, Writer};
 use crate::exchange::Command;
+use crate::sessions::Size;
 
 /// Something that the guest is to do. The host numbers its requests, and what comes of one bears its number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +77,34 @@ pub enum What {
         /// The input.
         bytes: Vec<u8>,
     },
+    /// Give a program of a session a piece of its input; nothing is its end. [`Report::Taken`] says when it was taken, and
+    /// nothing answers it at once.
+    Feed {
+        /// The number of its request.
+        run: u32,
+        /// The piece.
+        bytes: Vec<u8>,
+    },
+    /// Let a program of a session say so many bytes more than [`crate::sessions::WINDOW`]. Nothing answers it.
+    Allow {
+        /// The number of its request.
+        run: u32,
+        /// How many more.
+        bytes: u32,
+    },
+    /// Give the terminal of a session a size. It is done even when the session has ended.
+    Resize {
+        /// The number of its request.
+        run: u32,
+        /// The size.
+        size: Size,
+    },
+    /// End a session: what its program says is not sent any more, and it is killed. Its own end is told as that of any other;
+    /// nothing answers this.
+    EndSession {
+        /// The number of its request.
+        run: u32,
+    },
     /// Connect to a TCP port, again and again, until what it says first begins as expected.
     AwaitBanner {
         /// Where.
@@ -135,6 +164,9 @@ pub enum Streams {
     Console,
     /// Both as one stream; the standard input comes by [`What::Input`].
     Fed,
+    /// Of a session: apart, or a terminal of this size has both and the input, which comes by [`What::Feed`]. No more is sent
+    /// than is allowed ([`What::Allow`]).
+    Session(Option<Size>),
 }
 
 /// What a guest says.
@@ -171,6 +203,13 @@ pub enum Report {
         error: bool,
         /// As it was written.
         bytes: Vec<u8>,
+    },
+    /// A program of a session has taken so much of its input, or never will.
+    Taken {
+        /// The number of the run's request.
+        number: u32,
+        /// How many bytes.
+        bytes: u32,
     },
     /// A program has ended, and all of its output was sent.
     Ended {
@@ -249,7 +288,12 @@ impl Request {
                     Streams::Together => 1,
                     Streams::Console => 2,
                     Streams::Fed => 3,
+                    Streams::Session(None) => 4,
+                    Streams::Session(Some(_)) => 5,
                 });
+                if let Streams::Session(Some(size)) = run.streams {
+                    size.write(&mut f);
+                }
                 f.flag(run.alone)
             }
             What::Kill { run, signal } => f.u8(9).u32(*run).u32(*signal),
@@ -263,6 +307,10 @@ impl Request {
                 f.list(names, |f, name| _ = f.name(name)).name(over)
             }
             What::Input { run, bytes } => f.u8(14).u32(*run).bytes(bytes),
+            What::Feed { run, bytes } => f.u8(15).u32(*run).bytes(bytes),
+            What::Allow { run, bytes } => f.u8(16).u32(*run).u32(*bytes),
+            What::Resize { run, size } => size.write(f.u8(17).u32(*run)),
+            What::EndSession { run } => f.u8(18).u32(*run),
         };
         frame(&f.finish())
     }
@@ -311,6 +359,10 @@ impl Request {
                 over: f.name("directory")?.into(),
             },
             14 => What::Input { run: f.u32("run")?, bytes: f.bytes("input")?.to_vec() },
+            15 => What::Feed { run: f.u32("run")?, bytes: f.bytes("input")?.to_vec() },
+            16 => What::Allow { run: f.u32("run")?, bytes: f.u32("bytes")? },
+            17 => What::Resize { run: f.u32("run")?, size: Size::read(&mut f)? },
+            18 => What::EndSession { run: f.u32("run")? },
             other => return Err(FieldError::Unknown { field: "request", value: other.into() }.into()),
         };
         f.end()?;
@@ -346,12 +398,28 @@ fn run(f: &mut Reader<'_>) -> Result<RunRequest, FieldError> {
         1 => Streams::Together,
         2 => Streams::Console,
         3 => Streams::Fed,
+        4 => Streams::Session(None),
+        5 => Streams::Session(Some(Size::read(f)?)),
         other => return Err(FieldError::Unknown { field: "streams", value: other.into() }),
     };
     Ok(RunRequest { command, user: given.then_some(user), streams, alone: f.flag("alone")? })
 }
 
 impl Report {
+    /// The number of the request that it is about.
+    pub fn number(&self) -> Option<u32> {
+        match self {
+            Self::Done { number }
+            | Self::Failed { number, .. }
+            | Self::Output { number, .. }
+            | Self::Taken { number, .. }
+            | Self::Ended { number, .. }
+            | Self::Banner { number, .. }
+            | Self::Space { number, .. } => Some(*number),
+            Self::Ready { .. } | Self::Progress(_) | Self::Died { .. } => None,
+        }
+    }
+
     /// As a frame.
     ///
     /// # Errors
@@ -376,6 +444,7 @@ impl Report {
             Self::Banner { number, banner } => f.u8(6).u32(*number).bytes(banner),
             Self::Space { number, total, free } => f.u8(7).u32(*number).u64(*total).u64(*free),
             Self::Died { why } => f.u8(8).bytes(why),
+            Self::Taken { number, bytes } => f.u8(9).u32(*number).u32(*bytes),
         };
         frame(&f.finish())
     }
@@ -418,6 +487,7 @@ impl Report {
             6 => Self::Banner { number: f.u32("number")?, banner: f.bytes("banner")?.to_vec() },
             7 => Self::Space { number: f.u32("number")?, total: f.u64("total")?, free: f.u64("free")? },
             8 => Self::Died { why: words(&mut f)? },
+            9 => Self::Taken { number: f.u32("number")?, bytes: f.u32("bytes")? },
             other => return Err(FieldError::Unknown { field: "report", value: other.into() }.into()),
         };
         f.end()?;
@@ -433,7 +503,17 @@ mod tests {
     use proptest::prelude::*;
 
     fn streams() -> impl Strategy<Value = Streams> {
-        prop_oneof![Just(Streams::Apart), Just(Streams::Together), Just(Streams::Console), Just(Streams::Fed)]
+        prop_oneof![
+            Just(Streams::Apart),
+            Just(Streams::Together),
+            Just(Streams::Console),
+            Just(Streams::Fed),
+            prop::option::of(size()).prop_map(Streams::Session),
+        ]
+    }
+
+    fn size() -> impl Strategy<Value = Size> {
+        any::<(u16, u16)>().prop_map(|(rows, columns)| Size { rows, columns })
     }
 
     fn path() -> impl Strategy<Value = PathBuf> {
@@ -468,6 +548,10 @@ mod tests {
             }),
             path().prop_map(What::Unmount),
             (any::<u32>(), any::<Vec<u8>>()).prop_map(|(run, bytes)| What::Input { run, bytes }),
+            (any::<u32>(), any::<Vec<u8>>()).prop_map(|(run, bytes)| What::Feed { run, bytes }),
+            any::<(u32, u32)>().prop_map(|(run, bytes)| What::Allow { run, bytes }),
+            (any::<u32>(), size()).prop_map(|(run, size)| What::Resize { run, size }),
+            any::<u32>().prop_map(|run| What::EndSession { run }),
             path().prop_map(What::SwitchRoot),
             any::<u64>().prop_map(|nanoseconds| What::SetClock { nanoseconds }),
             (path(), any::<u32>(), any::<Vec<u8>>()).prop_map(|(path, mode, content)| What::WriteFile {
@@ -522,6 +606,7 @@ mod tests {
                 free
             }),
             any::<String>().prop_map(|why| Report::Died { why }),
+            (number, any::<u32>()).prop_map(|(number, bytes)| Report::Taken { number, bytes }),
         ]
     }
 
