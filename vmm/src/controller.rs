@@ -4,7 +4,7 @@
 //! All here is data for its agent: what its image does at the start ([`Controller::start`]), and the programs that it runs
 //! for its host. Its root is the image `controller.erofs` of `scripts/guest-images`, on the disk [`ROOT_SERIAL`].
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ use crate::exchange::Command;
 use crate::kernel::Feature;
 use crate::profile::{Drive, Profile, Reach};
 use crate::report::{MountRequest, RunRequest, Streams, What};
+use crate::sessions::Size;
 use crate::shares::image::Form;
 use crate::shares::samba::{ACCOUNTS, Account, Samba, SambaError, Share};
 use crate::shares::{self, disk, memory};
@@ -162,6 +163,18 @@ impl Controller {
         request
     }
 
+    /// What a person wants in the guest, over SSH as [`Self::in_guest`].
+    pub fn for_person(&self, line: Option<&OsStr>, terminal: Option<&(String, Size)>) -> RunRequest {
+        let reach = &self.profile.reach;
+        let mut request = program("/usr/bin/ssh");
+        if let Ok(command) = &mut request.command {
+            let at = (reach.address, reach.port);
+            command.arguments = ssh_for_person(reach, Path::new("/run"), at, line, terminal.is_some());
+            command.environment.extend(terminal.map(|(name, _)| ("TERM".into(), name.into())));
+        }
+        RunRequest { streams: Streams::Session(terminal.map(|(_, size)| *size)), alone: true, ..request }
+    }
+
     /// The lines that mount the guest's drives.
     pub fn mount_lines(&self) -> Vec<(&Drive, String)> {
         self.profile.drives.iter().map(|drive| (drive, self.profile.mount(drive, ADDRESS, &self.account))).collect()
@@ -198,6 +211,27 @@ pub fn ssh(reach: &Reach, folder: &Path, at: (Ipv4Addr, u16), line: &str) -> Vec
         format!("{}@{}", reach.user, at.0).into(),
         line.into(),
     ]
+}
+
+/// The same of a person's session, in the connection that is open for all lines, if it is. Without a line it is a login.
+pub fn ssh_for_person(
+    reach: &Reach,
+    folder: &Path,
+    at: (Ipv4Addr, u16),
+    line: Option<&OsStr>,
+    terminal: bool,
+) -> Vec<OsString> {
+    let mut arguments = ssh(reach, folder, at, "");
+    arguments.pop();
+    // It must not become what others depend on, and says nothing but what goes wrong.
+    arguments.retain(|argument| {
+        let argument = argument.as_encoded_bytes();
+        argument != b"-T" && !argument.starts_with(b"-oControlMaster=") && !argument.starts_with(b"-oControlPersist=")
+    });
+    let own = ["-oControlMaster=no", "-oLogLevel=ERROR", "-oEscapeChar=none", if terminal { "-tt" } else { "-T" }];
+    arguments.splice(0..0, own.map(OsString::from));
+    arguments.extend(line.map(OsStr::to_owned));
+    arguments
 }
 
 /// A program of the machine's own, as root.
@@ -243,5 +277,20 @@ mod tests {
         let has = |wanted: &str| command.arguments.iter().any(|argument| argument == wanted);
         assert!(has("-oStrictHostKeyChecking=yes") && has("-oBatchMode=yes") && has("-F/dev/null"));
         assert_eq!(command.arguments.last().unwrap(), "exit 3");
+    }
+
+    #[test]
+    fn a_person_comes_in_as_a_build_does_and_keeps_no_connection_for_others() {
+        let controller = controller();
+        let terminal = ("xterm".to_owned(), Size { rows: 24, columns: 80 });
+        for (line, terminal) in [(Some("top"), None), (Some("top"), Some(&terminal)), (None, Some(&terminal))] {
+            let request = controller.for_person(line.map(OsStr::new), terminal);
+            let arguments = request.command.unwrap().arguments;
+            let has = |wanted: &str| arguments.iter().any(|argument| argument == wanted);
+            assert!(has("-oStrictHostKeyChecking=yes") && has("-oBatchMode=yes") && has("-oControlPath=/run/ssh"));
+            assert!(has("-oControlMaster=no") && !has("-oControlMaster=auto") && !has("-oControlPersist=yes"));
+            assert_eq!((has("-tt"), has("-T")), (terminal.is_some(), terminal.is_none()));
+            assert_eq!(arguments.last().unwrap(), line.unwrap_or("root@192.168.0.1"));
+        }
     }
 }

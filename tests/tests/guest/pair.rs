@@ -179,7 +179,7 @@ fn a_command_runs_in_the_guest_with_both_drives_and_its_status_comes_back() {
         said.extend(bytes);
         Ok(())
     };
-    let ended = job::in_standing(&mut pair, &world.job(), &command.directory("/tmp"), &mut take);
+    let ended = job::in_standing(&mut pair, &world.job(), &command.directory("/tmp"), None, &mut take);
     let ended = ended.unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
     assert_eq!((ended, String::from_utf8_lossy(&said).into_owned()), (End::Status(0), format!("hello {odd}\n")));
     told("a command has run, and the drives are given back");
@@ -302,13 +302,13 @@ fn a_wire_that_is_cut_ends_the_session_and_never_makes_a_status() {
     let mut pair = world.boot().unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
     // With the wire whole the command's own 255 is a status.
     let command = |script: &str| Command::new("/bin/sh").arguments(["-c", script]).variable("PATH", "/bin");
-    let ended = job::in_standing(&mut pair, &world.job(), &command("exit 255"), &mut |_, _| Ok(()));
+    let ended = job::in_standing(&mut pair, &world.job(), &command("exit 255"), None, &mut |_, _| Ok(()));
     assert_eq!(ended.unwrap_or_else(|failure| panic!("{failure}")), End::Status(255));
     let (_, controller) = pair.machines();
     controller.execute("set_link", &json!({ "name": "wire0", "up": false })).unwrap();
     let _ = fs::remove_file(world.exchange().join(job::STATUS_FILE));
     // What mounts the drives is the first to notice.
-    let failure = job::in_standing(&mut pair, &world.job(), &command("exit 0"), &mut |_, _| Ok(())).unwrap_err();
+    let failure = job::in_standing(&mut pair, &world.job(), &command("exit 0"), None, &mut |_, _| Ok(())).unwrap_err();
     is(&failure, FailureClass::SessionLost, "guest", "255");
 }
 
@@ -318,13 +318,13 @@ fn a_guest_that_freezes_has_no_status() {
     let mut pair = world.boot().unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
     let mut job = world.job();
     let command = Command::new("/bin/sh").arguments(["-c", "echo begun; poweroff -f"]).variable("PATH", "/bin");
-    let failure = job::in_standing(&mut pair, &job, &command, &mut |_, _| Ok(())).unwrap_err();
+    let failure = job::in_standing(&mut pair, &job, &command, None, &mut |_, _| Ok(())).unwrap_err();
     is(&failure, FailureClass::PowerOff, "guest", "the command's status");
     // And one that does nothing for ever ends by its deadline.
     let mut pair = world.boot().unwrap_or_else(|failure| panic!("{failure}\n{:?}", failure.evidence));
     job.limit = Some(3000);
     let command = Command::new("/bin/sh").arguments(["-c", "sleep 1000"]).variable("PATH", "/bin");
-    let failure = job::in_standing(&mut pair, &job, &command, &mut |_, _| Ok(())).unwrap_err();
+    let failure = job::in_standing(&mut pair, &job, &command, None, &mut |_, _| Ok(())).unwrap_err();
     is(&failure, FailureClass::Deadline, "guest", "within 3.0 s");
 }
 
@@ -367,7 +367,7 @@ fn a_full_exchange_is_noticed_whatever_the_guest_says() {
     pair.unmount().unwrap_or_else(|failure| panic!("{failure}"));
     let script = format!("{fill}; rm /xchg/big; exit 0");
     let command = Command::new("/bin/sh").arguments(["-c".to_owned(), script]).variable("PATH", "/bin");
-    let failure = job::in_standing(&mut pair, &world.job(), &command, &mut |_, _| Ok(())).unwrap_err();
+    let failure = job::in_standing(&mut pair, &world.job(), &command, None, &mut |_, _| Ok(())).unwrap_err();
     is(&failure, FailureClass::ExchangeFull, "", "ran full");
 }
 
@@ -407,7 +407,7 @@ fn cmd_reads_what_is_written_for_it() {
     fs::create_dir(world.exchange().join("work here")).unwrap();
     let mut run = |command: &Command| {
         let mut said = Vec::new();
-        let end = job::in_standing(&mut pair, &job, command, &mut |_, bytes| {
+        let end = job::in_standing(&mut pair, &job, command, None, &mut |_, bytes| {
             said.extend(bytes);
             Ok(())
         });

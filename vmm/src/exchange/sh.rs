@@ -102,7 +102,8 @@ fn assignment(bytes: &mut Vec<u8>, name: &OsStr, value: &OsStr) {
     quote(bytes, value);
 }
 
-fn quote(bytes: &mut Vec<u8>, value: &OsStr) {
+/// The value in single quotes.
+pub fn quote(bytes: &mut Vec<u8>, value: &OsStr) {
     bytes.push(b'\'');
     for byte in value.as_bytes() {
         match byte {

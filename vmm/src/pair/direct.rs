@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::spec::REACHED_BY;
-use super::{Keys, Limits, PairSpec, Standing, account, handover, standing};
+use super::{Keys, Limits, PairSpec, Standing, account, handover, people, standing};
 use crate::controller::{self, KEY, KNOWN_HOSTS};
 use crate::failure::{Failure, FailureClass};
 use crate::linux::End;
@@ -26,6 +26,7 @@ use crate::memory::Template;
 use crate::profile::Profile;
 use crate::qemu::Installed;
 use crate::readiness::{Wait, Watch};
+use crate::sessions::Door;
 use crate::shares::samba::{Account, Samba, Share};
 use crate::spec::MachineSpec;
 
@@ -53,6 +54,7 @@ pub struct Direct {
     /// All files of ours: keys, Samba's, the sockets.
     folder: tempfile::TempDir,
     _server: Server,
+    door: Option<Door>,
 }
 
 impl Direct {
@@ -120,6 +122,7 @@ impl Direct {
             ssh,
             folder,
             _server: server,
+            door: None,
         })
     }
 
@@ -332,6 +335,21 @@ impl Standing for Direct {
         }
     }
 
+    fn admit(&mut self, door: &Path) -> Result<(), Failure> {
+        let ssh = self.ssh.clone();
+        let (folder, profile) = (self.folder.path().to_owned(), self.profile.clone());
+        self.door = Some(people::admit_here(ssh, folder, profile, door).map_err(people::not_admitted)?);
+        Ok(())
+    }
+
+    fn dismiss(&mut self, why: &str) -> Result<(), Failure> {
+        let Some(line) = self.door.as_ref().and_then(|door| people::dismiss(door, &self.profile, why)) else {
+            return Ok(());
+        };
+        let ended = self.ssh(self.ssh_arguments(&line), &people::waits(), &mut |_| Ok(()));
+        people::dismissed(ended)
+    }
+
     fn guest_failed(&mut self, class: FailureClass, what: &str) -> Failure {
         let log = match class {
             FailureClass::NoShare => std::fs::read(self.folder.path().join(LOG)).unwrap_or_default(),
@@ -382,12 +400,7 @@ impl Session {
     }
 
     fn exit(&mut self) -> Option<End> {
-        use std::os::unix::process::ExitStatusExt;
-        let status = self.child.try_wait().ok().flatten()?;
-        Some(match (status.code(), status.signal()) {
-            (Some(code), _) => End::Status(u8::try_from(code).unwrap_or(super::SSH_FAILED)),
-            (None, signal) => End::Signal(signal.unwrap_or_default().unsigned_abs()),
-        })
+        self.child.try_wait().ok().flatten().map(super::end_of)
     }
 
     /// Takes what there is.

@@ -31,6 +31,10 @@ const LONGEST_STATUS: u64 = 16;
 pub const CONSOLES: [&str; 2] = ["guest.log", "controller.log"];
 /// The sockets for visitors, beside them.
 pub const SOCKETS: [&str; 2] = ["guest.sock", "controller.sock"];
+/// The socket for people's sessions in the guest, beside them.
+pub const DOOR: &str = "sessions.sock";
+/// What people in the guest are told when there is nothing more to be done in it.
+const OVER: &str = "what the guest was there for has ended";
 /// The picture of the guest's display when it fails.
 const SCREENSHOT: &str = "guest.png";
 
@@ -161,7 +165,7 @@ pub fn run(
         }
     };
     let ready_after = begun.elapsed();
-    let end = in_standing(&mut *standing, job, command, output)?;
+    let end = in_standing(&mut *standing, job, command, Some(&consoles.join(DOOR)), output)?;
     let done = Done { end, qemu: standing.qemu(), kernel: standing.kernel(), ready_after };
     drop(standing);
     if done.end == End::Status(0) {
@@ -172,7 +176,8 @@ pub fn run(
     Ok(done)
 }
 
-/// Runs `command` in the guest of a pair that stands, however it came to.
+/// Runs `command` in the guest of a pair that stands, however it came to. People come by a socket at `door` meanwhile, if there is
+/// to be one.
 ///
 /// # Errors
 /// As [`run`].
@@ -180,6 +185,7 @@ pub fn in_standing(
     pair: &mut dyn Standing,
     job: &Job,
     command: &Command,
+    door: Option<&Path>,
     output: &mut dyn FnMut(bool, &[u8]) -> io::Result<()>,
 ) -> Result<End, Failure> {
     let exchange = &job.pair.exchange;
@@ -196,6 +202,7 @@ pub fn in_standing(
     let watches = job.watched.iter().map(|directory| Watch::begin(directory)).collect::<Result<Vec<_>, _>>();
     let watches = watches.map_err(|error| full(&error))?;
     let limit = job.limit.map_or(Duration::MAX, Duration::from_millis);
+    door.map_or(Ok(()), |door| pair.admit(door))?;
     let mut last = Vec::new();
     let mut lines = job.pair.profile.command.dos_lines.then(PlainLines::default);
     let start = job.pair.profile.command.start.clone();
@@ -216,6 +223,8 @@ pub fn in_standing(
         );
         return Err(pair.guest_failed(FailureClass::SessionLost, &what));
     }
+    // Whoever is in a drive would keep it.
+    pair.dismiss(OVER)?;
     let unmounted = standing::unmount(pair);
     // What ran full is the cause of everything else.
     for watch in watches {
@@ -225,13 +234,16 @@ pub fn in_standing(
     Ok(end)
 }
 
-/// A session for a person in the guest of a pair that stands, with its drives; the status that it ended with.
+/// A session for a person in the guest of a pair that stands, with its drives; the status that it ended with. Others come by a
+/// socket at `door` meanwhile.
 ///
 /// # Errors
 /// All that ends a wait.
-pub fn session(pair: &mut dyn Standing, job: &Job) -> Result<End, Failure> {
+pub fn session(pair: &mut dyn Standing, job: &Job, door: Option<&Path>) -> Result<End, Failure> {
     standing::mount(pair, &job.pair.store, &job.pair.exchange, job.clock)?;
+    door.map_or(Ok(()), |door| pair.admit(door))?;
     let end = pair.session()?;
+    pair.dismiss(OVER)?;
     standing::unmount(pair)?;
     Ok(end)
 }

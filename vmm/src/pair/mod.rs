@@ -19,6 +19,7 @@ mod direct;
 pub mod handover;
 pub mod job;
 pub mod left;
+mod people;
 mod session;
 mod spec;
 mod standing;
@@ -32,7 +33,9 @@ pub use spec::{
 };
 
 use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::controller::Controller;
@@ -43,6 +46,7 @@ use crate::profile::Profile;
 use crate::qemu::Installed;
 use crate::readiness::Wait;
 use crate::report::What;
+use crate::sessions::Door;
 use crate::shares::samba::{Account, SambaError};
 use crate::shares::{self, Cache};
 use crate::spec::Clock;
@@ -105,6 +109,7 @@ pub struct Pair {
     limits: Limits,
     accelerator: crate::spec::Accelerator,
     kernel: String,
+    door: Option<Door>,
     /// Ends after the machines.
     switch: Option<wire::Switch>,
 }
@@ -146,6 +151,7 @@ impl Pair {
             limits,
             accelerator: spec.accelerator,
             kernel: String::new(),
+            door: None,
             switch,
         };
         let ready = pair.boot_wait("the agent in the controller");
@@ -184,7 +190,8 @@ impl Pair {
         // Whatever was asked for before bears a lower number.
         agent.skip_numbers(1 << 20);
         let (inputs, accelerator) = (spec.shown_over(), spec.accelerator);
-        Ok(Self { controller, agent, desk, inputs, resting, limits, accelerator, kernel: String::new(), switch: None })
+        let kernel = String::new();
+        Ok(Self { controller, agent, desk, inputs, resting, limits, accelerator, kernel, door: None, switch: None })
     }
 
     /// Keeps the switch between the two for as long as both.
@@ -371,6 +378,20 @@ impl Standing for Pair {
         self.session_at_console()
     }
 
+    fn admit(&mut self, door: &Path) -> Result<(), Failure> {
+        self.door = Some(people::admit(&mut self.agent, &self.desk, door).map_err(people::not_admitted)?);
+        Ok(())
+    }
+
+    fn dismiss(&mut self, why: &str) -> Result<(), Failure> {
+        let Some(line) = self.door.as_ref().and_then(|door| people::dismiss(door, &self.desk.profile, why)) else {
+            return Ok(());
+        };
+        let (request, wait) = (self.desk.in_guest(&line), people::waits());
+        let ended = self.agent.run(&mut self.controller, request, &wait, &mut |_, _| Ok(()));
+        people::dismissed(ended)
+    }
+
     fn guest_failed(&mut self, class: FailureClass, what: &str) -> Failure {
         match self.agent.neighbour() {
             Some(guest) => guest.fail(class, what),
@@ -391,6 +412,14 @@ fn account() -> Result<Account, Failure> {
 
 fn samba(error: &SambaError) -> Failure {
     Failure::new(FailureClass::NoShare, error.to_string())
+}
+
+/// How an ssh of this host ended.
+fn end_of(status: ExitStatus) -> End {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => End::Status(u8::try_from(code).unwrap_or(SSH_FAILED)),
+        (None, signal) => End::Signal(signal.unwrap_or_default().unsigned_abs()),
+    }
 }
 
 fn milliseconds(duration: Duration) -> u32 {

@@ -68,6 +68,18 @@ pub trait Standing {
     /// All that ends a wait.
     fn session(&mut self) -> Result<End, Failure>;
 
+    /// Lets people in by a socket at this path, each into a session of his own, while anything is waited for.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn admit(&mut self, door: &Path) -> Result<(), Failure>;
+
+    /// Ends the sessions of people, with what they have left running, and says why; nobody is let in any more.
+    ///
+    /// # Errors
+    /// All that ends a wait.
+    fn dismiss(&mut self, why: &str) -> Result<(), Failure>;
+
     /// A failure that is the guest's, with what was seen of it.
     fn guest_failed(&mut self, class: FailureClass, what: &str) -> Failure;
 }
@@ -272,6 +284,12 @@ mod tests {
         }
         fn session(&mut self) -> Result<End, Failure> {
             Ok(End::Status(0))
+        }
+        fn admit(&mut self, _: &Path) -> Result<(), Failure> {
+            Ok(())
+        }
+        fn dismiss(&mut self, _: &str) -> Result<(), Failure> {
+            Ok(())
         }
         fn guest_failed(&mut self, class: FailureClass, what: &str) -> Failure {
             Failure::new(class, what)

@@ -11,7 +11,7 @@ use anchorhold_vmm::exchange::Command;
 use anchorhold_vmm::failure::{Failure, FailureClass};
 use anchorhold_vmm::linux::End;
 use anchorhold_vmm::machine::Run;
-use anchorhold_vmm::pair::job::{self, CONSOLES, Job, SOCKETS, Topology};
+use anchorhold_vmm::pair::job::{self, CONSOLES, DOOR, Job, SOCKETS, Topology};
 use anchorhold_vmm::pair::{Keys, Limits, PairRun, PairSpec};
 use anchorhold_vmm::qemu::Installed;
 use anchorhold_vmm::stages::{self, InstallSpec, Told};
@@ -213,13 +213,14 @@ fn revive(
     let (topology, run) = (&job.topology, runs(&job.topology)?);
     let parts = stages::Parts { installed, topology, keys: &keys, run, limits: job.limits };
     let mut standing = stages::revive(parts, &pair, directory)?;
+    let door = Path::new(room::RESULT).join(DOOR);
     if session {
         if *topology == Topology::Pair {
             Typing::begin(&Path::new(room::RESULT).join(SOCKETS[1]))?;
         }
-        return job::session(&mut *standing, job);
+        return job::session(&mut *standing, job, Some(&door));
     }
-    job::in_standing(&mut *standing, job, command, &mut hand_on)
+    job::in_standing(&mut *standing, job, command, Some(&door), &mut hand_on)
 }
 
 /// Tells the last line of the guest's console from time to time, in a thread of its own.
