@@ -41,6 +41,14 @@ impl Terminal {
         self.ours.write_all(text.as_bytes()).expect("the terminal takes what is typed");
     }
 
+    /// Gives it another size, of which the program at the other end is told.
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let mut stty = Command::new("stty");
+        stty.args(["rows", &rows.to_string(), "cols", &columns.to_string()]);
+        stty.stdin(self.ours.try_clone().expect("a copy of a descriptor"));
+        assert!(stty.status().expect("stty").success());
+    }
+
     /// Waits until this is shown; everything that was shown until then.
     #[track_caller]
     pub fn shows(&mut self, text: &str) -> &str {

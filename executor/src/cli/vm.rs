@@ -1,5 +1,6 @@
 //! `anchorhold vm`: virtual machines for people.
 
+mod session;
 mod stages;
 mod visit;
 
@@ -13,7 +14,7 @@ use anchorhold::build::launcher::host_for;
 use anchorhold::build::tools::Tools;
 use anchorhold::build::visit::{Streams, Visit};
 use anchorhold::machines::build::{Wishes, in_machine};
-use anchorhold::machines::stages::Registry;
+use anchorhold::machines::stages::{LINUX, Registry};
 use anchorhold::machines::{self, Machines, Wanted};
 use anchorhold_sandbox::launcher::Options;
 use anchorhold_sandbox::outcome::{End, exit_status};
@@ -50,9 +51,9 @@ fn vm() -> Command {
             "revive",
             "Run a command in a guest that is revived, and give its exit status; what is not there yet is made",
         ))
-        .subcommand(command::<stages::ReviveOptions>(
+        .subcommand(command::<session::SshOptions>(
             "ssh",
-            "Open a session in a guest that is revived, or run a command",
+            "Open a session in a guest that runs, or in one that is revived for it, or run a command there",
         ))
         .subcommand(command::<super::build::BuildOptions>(
             "build",
@@ -145,7 +146,7 @@ fn run(matches: &ArgMatches) -> ExitCode {
                 "install" => stages::install(&options(matches)),
                 "suspend" => stages::suspend(&options(matches)),
                 "revive" => stages::revive(&options(matches)),
-                "ssh" => stages::ssh(&options(matches)),
+                "ssh" => session::ssh(&options(matches)),
                 "prune" => stages::prune(&options(matches)),
                 "export" => stages::export(&options(matches)),
                 "import" => stages::import(&options(matches)),
@@ -258,7 +259,7 @@ fn shell() -> Vec<OsString> {
 
 /// Enters the room of a machine; the exit status.
 fn run_room(options: &RunOptions, room: &Room, result: &Path) -> Result<i32, Refused> {
-    let _known = Registry::open().and_then(|all| all.register("linux", "run", result)).map_err(not_started)?;
+    let _known = Registry::open().and_then(|all| all.register(LINUX, "run", result)).map_err(not_started)?;
     let plan = Plan::compile(room, &host_for(room)).map_err(not_started)?;
     for weakening in &plan.weakenings {
         complain(format_args!("warning: {} is weaker: {}", weakening.layer, weakening.what));

@@ -9,7 +9,7 @@ use anchorhold_vmm::stages::InUse;
 use super::Machines;
 use super::build::{WishError, Wishes, in_machine};
 use super::pair::{self, GuestImage, in_pair};
-use super::stages::{Held, Registry};
+use super::stages::{Held, LINUX, Registry};
 use crate::build::room::Grants;
 use crate::derivation::Derivation;
 
@@ -99,7 +99,7 @@ impl<'a> Granted<'a> {
     /// Makes the machine known to people, under the name of its guest, for as long as what is given is held. `what` is built in
     /// it; `work` is that of [`Granted::enclose`]. A machine that nobody finds is built in as well.
     pub fn known(&self, what: &str, work: &Path) -> Option<Held> {
-        let guest = self.guest.as_ref().map_or("linux", |guest| &guest.profile.name);
+        let guest = self.guest.as_ref().map_or(LINUX, |guest| &guest.profile.name);
         Registry::open().and_then(|all| all.register(guest, what, &super::build::result(work))).ok()
     }
 

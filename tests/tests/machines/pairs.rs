@@ -1,7 +1,7 @@
 //! Derivations whose builder runs in a guest beside a controller: `requiredSystemFeatures = windows-vm`, with the stand-in as
 //! the guest.
 
-use std::io::BufRead;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -176,7 +176,7 @@ fn is_kept_while_it_is_used(warm: &Store, cache: &Path) {
         warm.to_build_script("echo in the guest; $b sleep 1000", json!({ "drives": format!("T:={}", warm.tools) }));
     let mut build = command.stdout(Stdio::null()).stderr(says).spawn().unwrap();
     drop(command);
-    let mut lines = std::io::BufReader::new(heard).lines().map(Result::unwrap);
+    let mut lines = BufReader::new(heard).lines().map(Result::unwrap);
     let revived = lines.find_map(|line| line.split_once("is revived: ").map(|(_, name)| name.to_owned()));
     let revived = revived.expect("the machines are revived");
     assert!(lines.any(|line| line.ends_with("in the guest")), "the builder runs");
@@ -189,6 +189,38 @@ fn is_kept_while_it_is_used(warm: &Store, cache: &Path) {
     build.wait().unwrap();
     assert!(poll_until(PATIENCE, || !prune().contains("is in use")), "nobody uses it any more");
     assert_eq!(stages(), [""; 0]);
+}
+
+/// A build that waits for a person, who finds it by its machine, sees what it has made, and lets it go on.
+#[test]
+fn a_person_comes_into_the_guest_of_a_build() {
+    let mut topologies = vec!["direct"];
+    if heavy_tests_are_wanted() {
+        topologies.push("pair");
+    }
+    for topology in topologies {
+        let Some(store) = store_with(topology) else { continue };
+        let script = "echo noted >note; echo up; until [ -e /xchg/go ]; do $b sleep 0.1; done; $b cat /xchg/go >$out";
+        let mut build = store.to_build_script(script, json!({}));
+        let mut build = build.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(build.stderr.take().unwrap());
+        let mut told = String::new();
+        while !told.contains("made> up") {
+            assert_ne!(log.read_line(&mut told).unwrap(), 0, "{told}");
+        }
+        let machine = format!("standin-{}", build.id());
+        let go_on = "cat /xchg/build/note; hostname; echo from $USER >/xchg/went; mv /xchg/went /xchg/go; exit 3";
+        let ssh = Command::new(anchorhold()).args(["vm", "ssh", &machine, "--", "sh", "-c", go_on]).output().unwrap();
+        let said = String::from_utf8_lossy(&ssh.stdout);
+        let complained = String::from_utf8_lossy(&ssh.stderr);
+        assert_eq!((ssh.status.code(), &*said), (Some(3), "noted\nguest\n"), "{complained}");
+        log.read_to_string(&mut told).unwrap();
+        let output = build.wait_with_output().unwrap();
+        assert!(output.status.success(), "{told}");
+        let made = store.world.real(String::from_utf8_lossy(&output.stdout).trim());
+        assert_eq!(std::fs::read_to_string(made).unwrap(), "from root\n");
+        store.world.is_whole();
+    }
 }
 
 /// Everybody whom a guest might reach is asked, from inside of it, while somebody listens on all addresses of the host.

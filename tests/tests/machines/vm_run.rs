@@ -171,6 +171,24 @@ fn what_cannot_be_started_is_refused_with_words() {
 }
 
 #[test]
+fn a_machine_without_an_ssh_server_says_how_to_look_at_it() {
+    if !has_machines() {
+        return;
+    }
+    let mut command = vm_run(&[], ["/bin/sh", "-c", "echo up; sleep 1000000"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = Running::start(command);
+    assert_eq!(running.line(), "up");
+    let name = format!("linux-{}", running.pid());
+    let output = Command::new(anchorhold()).args(["vm", "ssh", &name, "--", "true"]).output().unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{told}");
+    assert!(told.contains("no SSH server") && told.contains(&format!("`anchorhold vm console {name}`")), "{told}");
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    running.to_the_end();
+}
+
+#[test]
 fn nothing_is_left_of_a_machine_whose_caller_is_killed() {
     if !has_machines() {
         return;

@@ -8,5 +8,6 @@ mod killed;
 mod people;
 mod pruned;
 mod revived;
+mod sessions;
 mod wine;
 mod world;

@@ -89,7 +89,7 @@ pub(super) struct ReviveOptions {
 
     /// The command and its arguments
     #[arg(last = true, value_name = "COMMAND")]
-    command: Vec<OsString>,
+    pub(super) command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -231,14 +231,7 @@ pub(super) fn revive(options: &ReviveOptions) -> Result<i32, Refused> {
     in_revived(options)
 }
 
-pub(super) fn ssh(options: &ReviveOptions) -> Result<i32, Refused> {
-    if options.command.is_empty() && !std::io::stdin().is_terminal() {
-        return Err(not_started("a session wants a terminal; give a command after -- instead"));
-    }
-    in_revived(options)
-}
-
-fn in_revived(options: &ReviveOptions) -> Result<i32, Refused> {
+pub(super) fn in_revived(options: &ReviveOptions) -> Result<i32, Refused> {
     let stages = options.guest.stages()?;
     let missing = if options.only_saved { Missing::Refuse } else { Missing::Make };
     let suspended = stages.suspend(missing, &mut Shown::new()).map_err(failed)?;

@@ -55,10 +55,10 @@ pub(super) fn screenshot(options: &ScreenshotOptions) -> Result<i32, Refused> {
 }
 
 /// The terminal as it was, when this is dropped.
-struct Raw(Termios);
+pub(super) struct Raw(Termios);
 
 impl Raw {
-    fn begin() -> Option<Self> {
+    pub(super) fn begin() -> Option<Self> {
         if !io::stdin().is_terminal() {
             return None;
         }

@@ -9,7 +9,7 @@ pub mod making;
 mod running;
 
 pub use listening::{Listener, Why};
-pub use running::{Held, Registered, Registry, Visit};
+pub use running::{Held, LINUX, Registered, Registry, Visit};
 
 use std::cell::RefCell;
 use std::ffi::OsString;

@@ -10,9 +10,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anchorhold_vmm::failure::{Failure, FailureClass};
-use anchorhold_vmm::pair::job::SOCKETS;
+use anchorhold_vmm::pair::job::{DOOR, SOCKETS};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
+
+/// What a machine without another guest's profile is registered as.
+pub const LINUX: &str = "linux";
 
 const LOCK: &str = "lock";
 const ABOUT: &str = "machine.json";
@@ -154,18 +157,17 @@ impl Registry {
     pub fn find(&self, name: Option<&str>) -> Result<Registered, Failure> {
         let none = |what: String| Failure::new(FailureClass::QemuRefused, what);
         let all = self.list()?;
+        let names = || all.iter().map(|about| about.name.as_str()).collect::<Vec<_>>().join(", ");
         let is_wanted = |about: &&Registered| {
             name.is_none_or(|name| about.name == name || about.process.to_string() == name || about.guest == name)
         };
         let mut found = all.iter().filter(is_wanted);
         match (found.next(), found.next()) {
             (Some(one), None) => Ok(one.clone()),
-            (Some(_), Some(_)) => {
-                let names: Vec<_> = all.iter().map(|about| about.name.as_str()).collect();
-                Err(none(format!("several machines run, name one: {}", names.join(", "))))
-            }
+            (Some(_), Some(_)) => Err(none(format!("several machines run, name one: {}", names()))),
             (None, _) => Err(none(match name {
-                Some(name) => format!("no machine {name} runs; `anchorhold vm list` shows them"),
+                Some(name) if !all.is_empty() => format!("no machine {name} runs, but {}", names()),
+                Some(name) => format!("no machine {name} runs, and no other"),
                 None => "no machine runs".to_owned(),
             })),
         }
@@ -176,6 +178,38 @@ fn read(directory: &Path) -> io::Result<Registered> {
     let mut text = Vec::new();
     File::open(directory.join(ABOUT))?.take(MAX_ABOUT).read_to_end(&mut text)?;
     serde_json::from_slice(&text).map_err(io::Error::other)
+}
+
+/// Connects to a socket in a directory that a room writes: what is in its place may lead to somebody else's.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = (rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW).bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    UnixStream::connect(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+impl Registered {
+    /// To the door behind which the sessions of people in its guest are: [`anchorhold_vmm::sessions`].
+    ///
+    /// # Errors
+    /// Why there is none, or nobody answers.
+    pub fn door(&self) -> Result<UnixStream, Failure> {
+        let none = |why: &str| {
+            let name = &self.name;
+            Err(Failure::new(FailureClass::NoLogin, format!("{name} {why}")))
+        };
+        if self.guest == LINUX {
+            let console = format!("`anchorhold vm console {}` is its serial console", self.name);
+            return none(&format!("is a Linux machine, in which no SSH server runs; {console}"));
+        }
+        let path = self.result.join(DOOR);
+        match connect(&path) {
+            Ok(stream) => Ok(stream),
+            Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&error.kind()) => {
+                none("lets nobody in now: its guest starts or ends, or is a stage that is being made")
+            }
+            Err(error) => Err(failed("connecting to", &path)(error)),
+        }
+    }
 }
 
 /// A visit to a machine.
@@ -191,13 +225,7 @@ impl Visit {
     /// When nobody answers there.
     pub fn to(machine: &Registered, controller: bool) -> Result<Self, Failure> {
         let path = machine.result.join(SOCKETS[usize::from(controller)]);
-        let connect = || -> io::Result<UnixStream> {
-            // The room writes this directory: what is in the socket's place may lead to somebody else's.
-            let flags = (rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW).bits().cast_signed();
-            let file = OpenOptions::new().read(true).custom_flags(flags).open(&path)?;
-            UnixStream::connect(format!("/proc/self/fd/{}", file.as_raw_fd()))
-        };
-        Ok(Self { stream: connect().map_err(failed("connecting to", &path))? })
+        Ok(Self { stream: connect(&path).map_err(failed("connecting to", &path))? })
     }
 
     /// A picture of the display, as PNG.
