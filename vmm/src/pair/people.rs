@@ -1,5 +1,6 @@
 //! Sessions of people in a guest that has something else to do: another ssh beside the build's own, from where that is, so
-//! that nothing but the guest's words comes out of the room, and no key.
+//! that nothing but the guest's words comes out of the room, and no key. Each has a connection of its own, of which the build's
+//! knows nothing.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -24,7 +25,7 @@ use crate::failure::{Failure, FailureClass};
 use crate::linux::{Agent, Aside, End, OF_OTHERS};
 use crate::profile::{Language, Profile};
 use crate::readiness::Wait;
-use crate::report::{Ending, Report, Request, What};
+use crate::report::{Ending, Report, Request, RunRequest, Streams, What};
 use crate::sessions::{self, Asked, Door, Ends, Flowed, Flows, Size, Teller, Told};
 
 /// The variable by which everything in a guest is known that was started in a session: its number behind it, and a dot.
@@ -127,9 +128,13 @@ fn requests_for(desk: &Controller, asked: Asked) -> Vec<Request> {
         Asked::Close(number) => {
             let mut all = unanswered(What::EndSession { run: run(number) });
             let line = ending(&desk.profile, Some(number));
-            all.extend(
-                line.map(|line| Request { number: run(number) | ENDING, what: What::Run(desk.in_guest(&line)) }),
-            );
+            all.extend(line.map(|line| Request {
+                number: run(number) | ENDING,
+                what: What::Run(RunRequest {
+                    streams: Streams::Together,
+                    ..desk.for_person(Some(OsStr::new(&line)), None)
+                }),
+            }));
             all
         }
     }
