@@ -25,8 +25,9 @@ fn saved_machines_are_carried_as_one_file_and_revived_elsewhere() {
             fs::write(&two, bytes).unwrap();
             other.run(&["import", two.to_str().unwrap()])
         };
+        // In gzip's own sum of it all: within a run of zeroes a flip may say the same in other words.
         let mut flipped = whole.clone();
-        flipped[whole.len() / 2] ^= 1;
+        flipped[whole.len() - 6] ^= 1;
         for damaged in [&flipped[..], &whole[..whole.len() - 9], b"something else"] {
             let output = import(damaged);
             let told = text(&output.stderr);
